@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one door to programs.
+
+Every program is started here: an argv list, never a shell line; stdin closed unless given; a small fixed environment;
+a timeout; its whole process group ended with it; and ended too when this process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from elivepatch.errors import ProgramFailedError, ResourceExhaustedError, ToolUnavailableError
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: What a program sees of our environment: how to reach the outside belongs to the machine (proxies, certificates).
+_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "TMPDIR")
+#: Bytes of output that are kept of each stream; a program that says more is cut in the middle of the report, not ended.
+OUTPUT_LIMIT = 64 * 1024 * 1024
+_TAIL_LINES = 25
+
+Guard = Callable[[], None]
+LineSink = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that has ended. ``seconds`` is wall time, ``returncode`` negative for a signal as in the stdlib."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal ended it; seen through a sandbox's exit status (128 + signal) as well."""
+        return self.returncode < 0 or 128 < self.returncode < 160
+
+
+class ProgramError(ProgramFailedError):
+    """A program failed."""
+
+    def __init__(self, completed: Completed, *, shown: Sequence[str] | None = None, reason: str | None = None) -> None:
+        self.completed = completed
+        tail = "\n".join((completed.stderr or completed.stdout).rstrip().splitlines()[-_TAIL_LINES:])
+        what = reason or f"exit status {completed.returncode}"
+        super().__init__(f"{command_line(shown or completed.argv)}\n{what}\n{tail}".rstrip())
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as a line that can be pasted into a shell."""
+    return shlex.join(argv)
+
+
+def find_program(name: str, *, hint: str | None = None) -> Path:
+    """The path of an installed program.
+
+    Raises ToolUnavailableError, with the hint, where it is not installed.
+    """
+    found = shutil.which(name, path=PATH)
+    if found is None:
+        raise ToolUnavailableError(f"The program '{name}' is not installed.", hint=hint or f"Install '{name}'.")
+    return Path(found)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment programs get: fixed PATH and language, the machine's proxies, and what is given."""
+    env = {"PATH": PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
+    env.update({k: os.environ[k] for k in _PASSED_ON if k in os.environ})
+    if extra:
+        env.update(extra)
+    return env
+
+
+def _die_with_us(argv: Sequence[str]) -> list[str]:
+    return ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+
+
+def _drain(stream: IO[bytes], kept: bytearray, sink: LineSink | None) -> None:
+    pending = b""
+    while chunk := stream.read1(65536):  # type: ignore[attr-defined]  # a BufferedReader, which IO does not say
+        if len(kept) < OUTPUT_LIMIT:
+            kept += chunk[: OUTPUT_LIMIT - len(kept)]
+        if sink:
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                sink(line.decode(errors="replace"))
+            if len(pending) > 65536:
+                pending = b""
+    if sink and pending:
+        sink(pending.decode(errors="replace"))
+
+
+def end_group(pid: int, *, grace: float = 0.0) -> None:
+    """End a process group by the id of its leader: politely when a grace (seconds) is given, then for good."""
+    if grace:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(pid, 0)
+            except (ProcessLookupError, PermissionError):
+                return
+            time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600.0,
+    stdin: bytes | None = None,
+    stdout: Path | None = None,
+    check: bool = True,
+    sink: LineSink | None = None,
+    guard: Guard | None = None,
+    shown: Sequence[str] | None = None,
+) -> Completed:
+    """Run a program to its end.
+
+    ``timeout`` is wall seconds. ``stdout`` writes standard output to a file instead of keeping it. ``sink`` gets each
+    line of both streams as it comes. ``guard`` is called five times a second and ends the program by raising.
+    ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix. Raises ProgramError for a
+    failure (unless ``check`` is false) and for a timeout, ToolUnavailableError for a missing program.
+    """
+    words = [str(word) for word in argv]
+    started = time.monotonic()
+    out, err = bytearray(), bytearray()
+    with contextlib.ExitStack() as stack:
+        target: IO[bytes] | int = subprocess.PIPE
+        if stdout is not None:
+            target = stack.enter_context(stdout.open("wb"))
+        try:
+            child = subprocess.Popen(
+                _die_with_us(words),
+                cwd=cwd,
+                env=environment(env),
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=target,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise ToolUnavailableError(f"'setpriv' is not installed ({error}).", hint="Install util-linux.") from error
+        readers = [
+            threading.Thread(target=_drain, args=(stream, kept, sink), daemon=True)
+            for stream, kept in ((child.stdout, out), (child.stderr, err))
+            if stream is not None
+        ]
+        try:
+            for reader in readers:
+                reader.start()
+            if stdin is not None and child.stdin is not None:
+                feeder = threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True)
+                feeder.start()
+            _await(child, deadline=started + timeout, guard=guard)
+        except subprocess.TimeoutExpired:
+            end_group(child.pid)
+            child.wait()
+            done = _completed(words, child, out, err, readers, started)
+            raise ProgramError(done, shown=shown, reason=f"ended after its time limit of {timeout:.0f} s") from None
+        except BaseException:
+            end_group(child.pid)
+            child.wait()
+            raise
+        end_group(child.pid)  # whatever it left running
+        done = _completed(words, child, out, err, readers, started)
+    if done.returncode == 127 and "setpriv: failed to execute" in done.stderr:
+        raise ToolUnavailableError(f"The program '{words[0]}' is not installed.", hint=f"Install '{words[0]}'.")
+    if check and done.returncode != 0:
+        if "No space left on device" in done.stderr:
+            from elivepatch.errors import DiskFullError
+
+            raise DiskFullError(f"No space is left on the device: {command_line(shown or words)}")
+        raise ProgramError(done, shown=shown)
+    return done
+
+
+def _feed(stream: IO[bytes], data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), stream:
+        stream.write(data)
+
+
+def _await(child: subprocess.Popen[bytes], *, deadline: float, guard: Guard | None) -> None:
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise subprocess.TimeoutExpired(child.args, 0)
+        try:
+            child.wait(timeout=min(left, 0.2) if guard else left)
+            return
+        except subprocess.TimeoutExpired:
+            if guard:
+                guard()
+
+
+def _completed(
+    words: Sequence[str],
+    child: subprocess.Popen[bytes],
+    out: bytearray,
+    err: bytearray,
+    readers: Sequence[threading.Thread],
+    started: float,
+) -> Completed:
+    for reader in readers:
+        reader.join(timeout=5)
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+    return Completed(
+        argv=tuple(words),
+        returncode=child.returncode,
+        stdout=out.decode(errors="replace"),
+        stderr=err.decode(errors="replace"),
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class Running:
+    """A program that runs beside us. ``pid`` leads its process group."""
+
+    pid: int
+    _child: subprocess.Popen[bytes]
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        return self._child.poll()
+
+    def wait(self, timeout: float) -> int | None:
+        """Its exit status once it ends; None if it still runs after ``timeout`` seconds."""
+        try:
+            return self._child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self, grace: float = 5.0) -> None:
+        """End it and all that it started; ``grace`` is how long (seconds) it may take to end by itself."""
+        if self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(grace)
+        end_group(self.pid)
+        self._child.wait()
+
+
+@contextlib.contextmanager
+def started(
+    argv: Sequence[str | Path], *, log: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Generator[Running]:
+    """Start a program beside us, its output in ``log``; it is ended when the block is left."""
+    running = launch(argv, log=log, cwd=cwd, env=env, die_with_us=True)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def launch(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    die_with_us: bool = False,
+) -> Running:
+    """Start a program in a session of its own, its output appended to ``log``.
+
+    Without ``die_with_us`` it outlives this process: for builds, which survive a restart of the server.
+    """
+    words = [str(word) for word in argv]
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            _die_with_us(words) if die_with_us else words,
+            cwd=cwd,
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Running(pid=child.pid, _child=child)
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory in bytes of the largest process that this one has started and that has ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def usage_guard(directory: Path, limit_bytes: int) -> Guard:
+    """A guard that ends a program whose output below ``directory`` grows past ``limit_bytes``."""
+
+    def check() -> None:
+        total = 0
+        for base, _, files in os.walk(directory):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += (Path(base) / name).lstat().st_blocks * 512
+        if total > limit_bytes:
+            raise ResourceExhaustedError(f"A program wrote {total} bytes; the limit of a job is {limit_bytes} bytes.")
+
+    return check

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The v2 protocol: what a build request says, and the report that a build ends with.
+
+The same models serve the one-shot build, the job engine and HTTP. In JSON, fields that do not apply are absent
+(`dump`), times are seconds unless the name says ms, sizes are bytes, digests are lower-case hex of SHA-256.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from elivepatch.errors import Diagnosis
+
+#: A kernel release as `uname -r` gives it, or a source reference (``kernel.org:6.12.60``, ``git:URL#REF``, ``dir:PATH``).
+KernelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_:/#@%-]{0,299}$")]
+#: The build ID of a kernel: the hex digits of its NT_GNU_BUILD_ID note.
+BuildId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Model(BaseModel):
+    """Base of all models: immutable, and nothing unknown is taken silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON-ready data, without the fields that do not apply."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def dump_json(self) -> str:
+        """As indented JSON, without the fields that do not apply."""
+        return self.model_dump_json(exclude_none=True, indent=2)
+
+
+class BuildStatus(StrEnum):
+    """The states of the life of a build; the last four are final."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    BUILDING = "building"
+    VERIFYING = "verifying"
+    SIGNING = "signing"
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen to the build."""
+        return self in {BuildStatus.DONE, BuildStatus.REFUSED, BuildStatus.FAILED, BuildStatus.CANCELLED}
+
+
+class HostFacts(Model):
+    """What the client tells about its host, so that the server builds for that kernel and no other."""
+
+    release: str | None = Field(default=None, max_length=128)
+    version: str | None = Field(default=None, max_length=512, description="/proc/version")
+    build_id: BuildId | None = None
+    machine: str | None = Field(default=None, max_length=32)
+    distribution: str | None = Field(default=None, max_length=64, description="ID of os-release")
+    distribution_version: str | None = Field(default=None, max_length=64, description="VERSION_ID of os-release")
+    compiler: str | None = Field(default=None, max_length=256)
+    taint: int | None = Field(default=None, ge=0)
+    livepatches: tuple[str, ...] = Field(default=(), max_length=256)
+
+
+class BuildRequest(Model):
+    """The ``request`` part of POST builds; the files come as parts of their own."""
+
+    kernel: KernelName
+    build_id: BuildId | None = Field(default=None, description="of the running kernel; the image must have the same")
+    verify: bool = Field(default=True, description="whether the module is tried in a VM")
+    host: HostFacts | None = None
+
+
+class KernelReport(Model):
+    """The kernel that was built for."""
+
+    release: str
+    build_id: str | None = None
+    source: str | None = None
+    config_sha256: str | None = None
+    compiler: str | None = None
+
+
+class EngineReport(Model):
+    """The differ that was used."""
+
+    name: str
+    version: str
+
+
+class ModuleReport(Model):
+    """The module that came out. ``path`` is present only in the report of a one-shot build."""
+
+    name: str
+    sha256: Sha256
+    size: int
+    path: str | None = None
+
+
+class ChangedFunction(Model):
+    """A function the livepatch replaces (changed) or brings along (new). ``object`` is vmlinux or a module's name."""
+
+    object: str
+    function: str
+    kind: Literal["changed", "new"]
+
+
+class ProvenFunction(Model):
+    """One function compared with the kernel's own code; ``masked`` is how many bytes relocations cover."""
+
+    object: str
+    function: str
+    size: int
+    masked: int
+    identical: bool
+
+
+class Proof(Model):
+    """How sure it is that the original is what runs."""
+
+    level: Literal["exact", "layout", "none"]
+    functions: tuple[ProvenFunction, ...] = ()
+    compared: int | None = Field(default=None, description="functions of the touched objects that were compared")
+    absent: int | None = Field(default=None, description="functions the kernel does not contain (overridden, discarded)")
+
+
+class Verification(Model):
+    """What the boot test saw. ``log`` is the end of the guest's kernel log, or all of it."""
+
+    booted: bool
+    loaded: bool | None = None
+    transition_ms: int | None = None
+    check_before: bool | None = Field(default=None, description="whether the check script succeeded before the load")
+    check_after: bool | None = None
+    reverted: bool | None = None
+    check_reverted: bool | None = None
+    unloaded: bool | None = None
+    accelerator: str | None = None
+    log: str | None = None
+
+
+class Timings(Model):
+    """Wall seconds of the parts of a build."""
+
+    prepare: float | None = None
+    apply: float | None = None
+    compile: float | None = None
+    proof: float | None = None
+    diff: float | None = None
+    link: float | None = None
+    verify: float | None = None
+    total: float | None = None
+
+
+class CacheReport(Model):
+    """What did not have to be made: the prepared kernel, and how many of the original objects."""
+
+    kernel: bool
+    original_objects: int
+
+
+class Report(Model):
+    """What a build ends with, whichever way it ends."""
+
+    status: BuildStatus
+    key: str
+    exit_status: int = Field(default=0, description="the exit status of the one-shot build, see docs/errors.md")
+    error: str | None = Field(default=None, description="code of the error, where the build did not end done")
+    message: str | None = None
+    hint: str | None = None
+    engine: EngineReport | None = None
+    kernel: KernelReport | None = None
+    module: ModuleReport | None = None
+    changed: tuple[ChangedFunction, ...] = ()
+    proof: Proof | None = None
+    diagnosis: tuple[Diagnosis, ...] = ()
+    verification: Verification | None = None
+    timings: Timings | None = None
+    cache: CacheReport | None = None
+
+
+class Build(Model):
+    """A build as the API shows it. Times are seconds since the epoch."""
+
+    id: str
+    key: str
+    status: BuildStatus
+    kernel: str
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    report: Report | None = None
+
+
+class BuildPage(Model):
+    """A page of builds, newest first; ``next`` is the cursor of the following page."""
+
+    builds: tuple[Build, ...]
+    next: str | None = None
+
+
+class KernelEntry(Model):
+    """A prepared kernel the server has at hand. ``size`` is bytes on disk, ``last_used`` seconds since the epoch."""
+
+    release: str
+    build_id: str
+    source: str
+    size: int
+    last_used: float
+
+
+class Health(Model):
+    """Whether the server can build."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    queued: int
+    running: int
+    disk_free: int
+    problems: tuple[str, ...] = ()
+
+
+class Problem(Model):
+    """An error over HTTP (RFC 9457), media type application/problem+json. ``code`` is documented in docs/errors.md."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    hint: str | None = None
+    diagnosis: tuple[Diagnosis, ...] = ()
