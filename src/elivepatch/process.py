@@ -21,12 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from elivepatch.errors import ProgramFailedError, ResourceExhaustedError, ToolUnavailableError
+from elivepatch.errors import DiskFullError, ProgramFailedError, ResourceExhaustedError, ToolUnavailableError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: What a program sees of our environment: how to reach the outside belongs to the machine (proxies, certificates).
-_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "TMPDIR")
-#: Bytes of output that are kept of each stream; a program that says more is cut in the middle of the report, not ended.
+_PASSED_ON = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "TMPDIR",
+)
+#: Bytes of output that are kept of each stream; what a program says beyond is not kept, but it is not ended for it.
 OUTPUT_LIMIT = 64 * 1024 * 1024
 _TAIL_LINES = 25
 
@@ -53,7 +62,9 @@ class Completed:
 class ProgramError(ProgramFailedError):
     """A program failed."""
 
-    def __init__(self, completed: Completed, *, shown: Sequence[str] | None = None, reason: str | None = None) -> None:
+    def __init__(
+        self, completed: Completed, *, shown: Sequence[str] | None = None, reason: str | None = None
+    ) -> None:
         self.completed = completed
         tail = "\n".join((completed.stderr or completed.stdout).rstrip().splitlines()[-_TAIL_LINES:])
         what = reason or f"exit status {completed.returncode}"
@@ -91,7 +102,7 @@ def _die_with_us(argv: Sequence[str]) -> list[str]:
 
 def _drain(stream: IO[bytes], kept: bytearray, sink: LineSink | None) -> None:
     pending = b""
-    while chunk := stream.read1(65536):  # type: ignore[attr-defined]  # a BufferedReader, which IO does not say
+    while chunk := os.read(stream.fileno(), 65536):
         if len(kept) < OUTPUT_LIMIT:
             kept += chunk[: OUTPUT_LIMIT - len(kept)]
         if sink:
@@ -158,7 +169,9 @@ def run(
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            raise ToolUnavailableError(f"'setpriv' is not installed ({error}).", hint="Install util-linux.") from error
+            raise ToolUnavailableError(
+                f"'setpriv' is not installed ({error}).", hint="Install util-linux."
+            ) from error
         readers = [
             threading.Thread(target=_drain, args=(stream, kept, sink), daemon=True)
             for stream, kept in ((child.stdout, out), (child.stderr, err))
@@ -186,8 +199,6 @@ def run(
         raise ToolUnavailableError(f"The program '{words[0]}' is not installed.", hint=f"Install '{words[0]}'.")
     if check and done.returncode != 0:
         if "No space left on device" in done.stderr:
-            from elivepatch.errors import DiskFullError
-
             raise DiskFullError(f"No space is left on the device: {command_line(shown or words)}")
         raise ProgramError(done, shown=shown)
     return done

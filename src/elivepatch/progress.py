@@ -97,7 +97,7 @@ def to_terminal(stream: TextIO, *, verbose: bool = False) -> Sink:
         if event.kind == "log" and not verbose:
             return
         fraction = f" {event.fraction:4.0%}" if event.fraction is not None else ""
-        print(f"[{time.monotonic() - began:6.1f} s] {event.message}{fraction}", file=stream, flush=True)  # noqa: T201
+        print(f"[{time.monotonic() - began:6.1f} s] {event.message}{fraction}", file=stream, flush=True)
 
     return sink
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from elivepatch.errors import Diagnosis
 
-#: A kernel release as `uname -r` gives it, or a source reference (``kernel.org:6.12.60``, ``git:URL#REF``, ``dir:PATH``).
+#: A kernel release as `uname -r` gives it, or a source reference (``kernel.org:6.12.60``, ``git:URL#REF``, …).
 KernelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_:/#@%-]{0,299}$")]
 #: The build ID of a kernel: the hex digits of its NT_GNU_BUILD_ID note.
 BuildId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
@@ -127,7 +127,9 @@ class Proof(Model):
     level: Literal["exact", "layout", "none"]
     functions: tuple[ProvenFunction, ...] = ()
     compared: int | None = Field(default=None, description="functions of the touched objects that were compared")
-    absent: int | None = Field(default=None, description="functions the kernel does not contain (overridden, discarded)")
+    absent: int | None = Field(
+        default=None, description="functions the kernel does not contain (overridden, discarded)"
+    )
 
 
 class Verification(Model):
@@ -227,7 +229,7 @@ class Health(Model):
 
 
 class Problem(Model):
-    """An error over HTTP (RFC 9457), media type application/problem+json. ``code`` is documented in docs/errors.md."""
+    """An error over HTTP (RFC 9457), media type application/problem+json; for ``code`` see docs/errors.md."""
 
     type: str
     title: str
