@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How large the inputs may be, in bytes; both sides know, so that the client says so before it sends."""
 
-PATCH_BYTES = 4 * 1024 * 1024
-PATCHES = 64
+from elivepatch.patches.limits import PATCH_BYTES, PATCHES
+
+__all__ = ["CHECK_BYTES", "CONFIG_BYTES", "MODULE_BYTES", "PATCHES", "PATCH_BYTES", "REQUEST_BYTES"]
+
 CONFIG_BYTES = 1024 * 1024
 CHECK_BYTES = 64 * 1024
 MODULE_BYTES = 64 * 1024 * 1024

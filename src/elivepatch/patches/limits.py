@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How large a series may be: the one definition, which the protocol passes on to both sides."""
+
+#: Bytes of one patch.
+PATCH_BYTES = 4 * 1024 * 1024
+#: Patches of one series.
+PATCHES = 64
+#: Bytes of one file of the kernel that a patch touches; the largest files of the kernel have some 20 MB.
+FILE_BYTES = 64 * 1024 * 1024
