@@ -265,6 +265,64 @@ class ServerUnavailableError(UnavailableError):
     code = "server-unavailable"
 
 
+# -- over HTTP
+
+
+class BadRequestError(InvalidInputError):
+    """This is not a request that can be read."""
+
+    code = "bad-request"
+    http_status = 400
+
+
+class MethodNotAllowedError(InvalidInputError):
+    """This address does not take that method."""
+
+    code = "method-not-allowed"
+    http_status = 405
+
+
+class UploadTimeoutError(InvalidInputError):
+    """The request took too long to arrive."""
+
+    code = "upload-timeout"
+    http_status = 408
+
+
+class UnsupportedMediaTypeError(InvalidInputError):
+    """The request is not of the media type that is asked for here."""
+
+    code = "unsupported-media-type"
+    http_status = 415
+
+
+class NotOfferedError(InvalidInputError):
+    """This server does not offer that yet."""
+
+    code = "not-offered"
+
+
+class NotFinishedError(InvalidInputError):
+    """The build has not come that far, or ended without it."""
+
+    code = "not-finished"
+    http_status = 409
+
+
+class AlreadyFinishedError(InvalidInputError):
+    """The build has already ended."""
+
+    code = "already-finished"
+    http_status = 409
+
+
+class BusyError(UnavailableError):
+    """The server has as much to do as it takes on."""
+
+    code = "busy"
+    default_hint = "Try again in a minute."
+
+
 # -- on the host
 
 

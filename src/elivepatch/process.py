@@ -292,10 +292,12 @@ def launch(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     die_with_us: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> Running:
     """Start a program in a session of its own, its output appended to ``log``.
 
-    Without ``die_with_us`` it outlives this process: for builds, which survive a restart of the server.
+    Without ``die_with_us`` it outlives this process: for builds, which survive a restart of the server. ``pass_fds``
+    are descriptors that it inherits under the same numbers (a lock that it is to hold).
     """
     words = [str(word) for word in argv]
     with log.open("ab") as output:
@@ -307,6 +309,7 @@ def launch(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=tuple(pass_fds),
         )
     return Running(pid=child.pid, _child=child)
 

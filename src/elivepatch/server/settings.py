@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The settings of the server: command line over environment over file over default.
+
+The environment's names are the settings' names in capitals behind ``ELIVEPATCH_``; the file is TOML with the plain
+names. docs/operator.md lists every setting, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from elivepatch.errors import InvalidSettingError
+
+SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
+PREFIX = "ELIVEPATCH_"
+
+_GIB = 1024**3
+
+
+def _place(for_root: str, variable: str, fallback: str) -> Path:
+    """A directory of the system for root, and one of the person for anybody else (XDG base directories)."""
+    if os.geteuid() == 0:
+        return Path(for_root)
+    base = os.environ.get(variable, "")
+    # The XDG specification says to ignore values that are not absolute.
+    return (Path(base) if base.startswith("/") else Path.home() / fallback) / "elivepatch"
+
+
+def default_data() -> Path:
+    """Where the database, the builds and the artifacts lie."""
+    return _place("/var/lib/elivepatch", "XDG_DATA_HOME", ".local/share")
+
+
+def default_cache() -> Path:
+    """Where what takes long to get lies: packages, roots, kernels."""
+    return _place("/var/cache/elivepatch", "XDG_CACHE_HOME", ".cache")
+
+
+Count = Annotated[int, Field(ge=1, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """All settings. Times are seconds and sizes are bytes unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    #: The file that `load` reads; a class variable because pydantic-settings asks the class for its sources.
+    settings_file: ClassVar[Path] = SETTINGS_FILE
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253, description="address to listen on")
+    port: int = Field(default=5000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    tls_certificate: Path | None = Field(default=None, description="PEM file of the certificate chain; with it, HTTPS")
+    tls_key: Path | None = Field(default=None, description="PEM file with the private key of the certificate")
+    data: Path = Field(default_factory=default_data, description="database, builds and artifacts")
+    cache: Path = Field(default_factory=default_cache, description="downloads, build roots and prepared kernels")
+    database_url: str | None = Field(
+        default=None, max_length=1024, description="SQLAlchemy URL; default is SQLite in the data directory"
+    )
+    jobs: Count = Field(default=2, description="builds that run at once")
+    parallel: Count = Field(default=2, description="programs that one build runs at once")
+    queue: int = Field(default=200, ge=1, le=100_000, description="builds that may wait; more are told to come back")
+    uploads: Count = Field(default=8, description="uploads that are read at once")
+    streams: int = Field(default=500, ge=1, le=100_000, description="event streams that are open at once")
+    attempts: int = Field(default=2, ge=1, le=10, description="how often a build is started whose process died")
+    upload_seconds: Seconds = Field(default=60.0, description="how long an upload may take to arrive")
+    build_seconds: Seconds = Field(default=3600.0, description="how long a build may run")
+    cancel_seconds: Seconds = Field(default=5.0, description="how long a cancelled build may take to end by itself")
+    keepalive_seconds: Seconds = Field(default=15.0, description="silence in an event stream before a comment")
+    retention_days: float = Field(
+        default=7.0, ge=0, le=3650, description="how long the inputs, events and logs of ended builds are kept"
+    )
+    kernels_limit_bytes: Bytes = Field(default=40 * _GIB, description="disk that prepared kernels may take")
+    disk_reserve_bytes: int = Field(
+        default=_GIB, ge=0, description="free disk below which the server says it is not well"
+    )
+    debug: bool = Field(default=False, description="log everything")
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL of the database."""
+        return self.database_url or f"sqlite:///{self.data / 'db.sqlite'}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The order of what overrides what."""
+        del dotenv_settings, file_secret_settings  # no other places: what holds is findable
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=cls.settings_file))
+
+
+def load(file: Path | None = None, **overrides: Any) -> Settings:  # Any: pydantic checks the values
+    """The settings that hold: ``overrides`` that are not None, then the environment, then the file, then defaults.
+
+    Without ``file``, ``ELIVEPATCH_SETTINGS`` names it, or else it is /etc/elivepatch/server.toml, which need not
+    exist. Raises InvalidSettingError, naming the setting and where it was set.
+    """
+    named = file or (Path(os.environ[PREFIX + "SETTINGS"]) if os.environ.get(PREFIX + "SETTINGS") else None)
+    if named is not None and not named.is_file():
+        raise InvalidSettingError(
+            f"There is no settings file '{named}'.", hint="Correct its name, or write it; docs/operator.md shows one."
+        )
+    given = {name: value for name, value in overrides.items() if value is not None}
+
+    class FromFile(Settings):
+        settings_file: ClassVar[Path] = named or SETTINGS_FILE
+
+    try:
+        settings = FromFile(**given)
+    except pydantic.ValidationError as error:
+        raise InvalidSettingError(
+            _explain(error, given, FromFile.settings_file),
+            hint="docs/operator.md lists every setting.",
+        ) from error
+    except (SettingsError, ValueError, OSError) as error:
+        # A file that is not TOML, or cannot be read.
+        raise InvalidSettingError(
+            f"The settings file '{FromFile.settings_file}' cannot be read: {error}",
+            hint="It is TOML: one 'name = value' a line, text in double quotes.",
+        ) from error
+    return _checked(settings)
+
+
+def _explain(error: pydantic.ValidationError, given: dict[str, Any], file: Path) -> str:
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        name = ".".join(str(part) for part in problem["loc"])
+        variable = PREFIX + name.upper()
+        if name in given:
+            where = "on the command line"
+        elif variable in os.environ:
+            where = f"in the environment as {variable}"
+        else:
+            where = f"in {file}"
+        what = "is not a setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"Setting '{name}' ({where}): {what}.")
+    return "\n".join(lines)
+
+
+def _checked(settings: Settings) -> Settings:
+    """What no single value shows. Raises InvalidSettingError."""
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise InvalidSettingError(
+            "Settings 'tls_certificate' and 'tls_key' go together: only one of them is set.",
+            hint="Set both (-C FILE -K FILE), or neither.",
+        )
+    for name in ("tls_certificate", "tls_key"):
+        path: Path | None = getattr(settings, name)
+        if path is not None and not path.is_file():
+            raise InvalidSettingError(f"Setting '{name}': there is no file '{path}'.", hint="Name a PEM file.")
+    for name in ("data", "cache"):
+        directory: Path = getattr(settings, name)
+        if not directory.is_absolute():
+            raise InvalidSettingError(
+                f"Setting '{name}' must be an absolute path, not '{directory}'.", hint="Begin it with '/'."
+            )
+    return settings
