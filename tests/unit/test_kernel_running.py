@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client_fakes import RELEASE, VERSION, elf_module, put
 from elivepatch.errors import (
     ConfigurationMismatchError,
     InputTooLargeError,
@@ -31,12 +32,6 @@ from elivepatch.kernel.running import (
     taint_flags,
 )
 
-RELEASE = "6.12.117+deb13-cloud-amd64"
-VERSION = (
-    f"Linux version {RELEASE} (debian-kernel@lists.debian.org) (x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0, "
-    "GNU ld (GNU Binutils for Debian) 2.44) #1 SMP PREEMPT_DYNAMIC Debian 6.12.117-1 (2026-10-01)"
-)
-
 
 def note(owner: bytes, kind: int, content: bytes, order: str = "<") -> bytes:
     name = owner + b"\0"
@@ -49,14 +44,6 @@ def note(owner: bytes, kind: int, content: bytes, order: str = "<") -> bytes:
 
 BUILD_ID = bytes(range(20))
 NOTES = note(b"Linux", 0x101, b"\0\0\0\0") + note(b"GNU", 3, BUILD_ID) + note(b"Xen", 6, b"linux\0")
-
-
-def put(root: Path, files: dict[str, str | bytes]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return root
 
 
 @pytest.fixture
@@ -309,28 +296,6 @@ def test_a_configuration_that_is_no_file_is_refused(tmp_path: Path, name: str) -
 
 
 # -- module files
-
-
-def elf_module(
-    fields: dict[str, str], *, wide: bool = True, order: str = "<", machine: int = 62, kind: int = 1
-) -> bytes:
-    info = b"".join(f"{key}={value}".encode() + b"\0" for key, value in fields.items())
-    names = b"\0.modinfo\0.shstrtab\0"
-    start = 64 if wide else 52
-    table = start + len(info) + len(names)
-    ident = b"\x7fELF" + bytes([2 if wide else 1, 1 if order == "<" else 2, 1]) + bytes(9)
-    header = struct.pack(
-        order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"),
-        *(kind, machine, 1, 0, 0, table, 0, start, 0, 0, 64 if wide else 40, 3, 2),
-    )
-
-    def section(name: int, type_: int, offset: int, size: int) -> bytes:
-        return struct.pack(
-            order + ("IIQQQQIIQQ" if wide else "IIIIIIIIII"), name, type_, 0, 0, offset, size, 0, 0, 1, 0
-        )
-
-    rows = section(0, 0, 0, 0) + section(1, 1, start, len(info)) + section(10, 3, start + len(info), len(names))
-    return ident + header + info + names + rows
 
 
 FIELDS = {"name": "livepatch_a", "livepatch": "Y", "vermagic": f"{RELEASE} SMP preempt mod_unload modversions "}

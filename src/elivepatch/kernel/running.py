@@ -21,6 +21,8 @@ from elivepatch.errors import InvalidInputError, UnavailableError
 
 #: What a release may look like where it becomes part of a path. The kernel itself only limits it to 64 characters.
 RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_-]{0,127}")
+Lockdown = Literal["none", "integrity", "confidentiality"]
+_LOCKDOWN: dict[str, Lockdown] = {"none": "none", "integrity": "integrity", "confidentiality": "confidentiality"}
 _FACT_BYTES = 64 * 1024
 _NT_GNU_BUILD_ID = 3
 
@@ -91,7 +93,7 @@ class ModulePolicy:
 
     signature_enforced: bool
     loading_disabled: bool
-    lockdown: Literal["none", "integrity", "confidentiality"] | None
+    lockdown: Lockdown | None
 
     @property
     def signature_needed(self) -> bool:
@@ -275,14 +277,11 @@ def taint_flags(mask: int) -> tuple[tuple[str, str], ...]:
 
 def module_policy(root: Path = Path("/")) -> ModulePolicy:
     """What the running kernel demands of modules."""
-    lockdown: Literal["none", "integrity", "confidentiality"] | None = None
     shown = re.search(r"\[(none|integrity|confidentiality)\]", _text(root / "sys/kernel/security/lockdown") or "")
-    if shown:
-        lockdown = shown[1]  # pyright: ignore[reportAssignmentType] the pattern allows these words only
     return ModulePolicy(
         signature_enforced=_text(root / "sys/module/module/parameters/sig_enforce") == "Y",
         loading_disabled=_number(root / "proc/sys/kernel/modules_disabled") == 1,
-        lockdown=lockdown,
+        lockdown=_LOCKDOWN.get(shown[1]) if shown else None,
     )
 
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The journal: what the client asked for, loaded and reverted on this host, one file for each livepatch.
+
+A step is on the disk before it is taken. So after a crash the last step says what was going on, and the boot ID in it
+whether that was in this boot: ``loading`` from an earlier boot without ``loaded`` behind it means that the host went
+down while the module was being loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from elivepatch.client.state import StateDirectory, write_whole
+from elivepatch.protocol.models import ChangedFunction
+
+StepName = Literal[
+    "requested",  # the build is about to be asked for
+    "received",  # the module is checked and about to be put into the store
+    "loading",  # the kernel is about to be given the module
+    "loaded",  # the transition has finished
+    "undoing",  # the load failed, or did not finish in time, and is about to be undone
+    "undone",  # the kernel is as it was before
+    "reverting",  # the livepatch is about to be disabled and unloaded
+    "reverted",  # it is gone
+    "failed",  # it ended here; detail says why
+]
+_ENTRY_BYTES = 4 * 1024 * 1024
+
+
+class _Model(BaseModel):
+    # unknown fields are passed over: a newer client may have written more, and status must still work
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Step(_Model):
+    """A step: when (seconds since the epoch), in which boot (its random boot_id), and what there is to say."""
+
+    step: StepName
+    time: float
+    boot_id: str | None = None
+    detail: str | None = None
+
+
+class Input(_Model):
+    """A file that was sent. ``name`` is for people."""
+
+    name: str
+    sha256: str
+
+
+class StoredModule(_Model):
+    """The module that came back. ``path`` is where it lies on this host."""
+
+    name: str
+    sha256: str
+    size: int
+    path: str | None = None
+
+
+class Entry(_Model):
+    """All there is to know about one livepatch of this host."""
+
+    format: Literal[1] = 1
+    id: str
+    release: str
+    build_id: str | None = None
+    url: str | None = None
+    build: str | None = Field(default=None, description="id of the build at the server")
+    key: str | None = None
+    patches: tuple[Input, ...] = ()
+    base_patches: tuple[Input, ...] = ()
+    module: StoredModule | None = None
+    proof: str | None = None
+    verified: bool | None = None
+    changed: tuple[ChangedFunction, ...] = ()
+    transition_seconds: float | None = None
+    taint_before: int | None = None
+    taint_after: int | None = None
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def last(self) -> Step | None:
+        """The last step that was taken or begun."""
+        return self.steps[-1] if self.steps else None
+
+    def when(self, step: StepName) -> float | None:
+        """When a step was last written, in seconds since the epoch."""
+        return next((taken.time for taken in reversed(self.steps) if taken.step == step), None)
+
+
+class Journal:
+    """The files of the journal."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
+
+    def entries(self) -> tuple[list[Entry], list[str]]:
+        """All entries, oldest first, and what is wrong with the files that cannot be read.
+
+        Raises PermissionError where the journal belongs to another user.
+        """
+        found: list[Entry] = []
+        problems: list[str] = []
+        directory = self._state.journal
+        if not directory.exists():
+            return found, problems
+        for path in sorted(directory.iterdir()):
+            if path.name.startswith(".") or path.suffix != ".json":
+                continue
+            try:
+                with path.open("rb") as stream:
+                    found.append(Entry.model_validate_json(stream.read(_ENTRY_BYTES)))
+            except PermissionError:
+                raise
+            except (OSError, ValidationError) as error:
+                problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
+        found.sort(key=lambda entry: (entry.steps[0].time if entry.steps else 0, entry.id))
+        return found, problems
+
+    def begin(self, entry: Entry) -> Record:
+        """A record that writes the entry with each step."""
+        return Record(self._state, entry)
+
+    def latest_of(self, module: str) -> Entry | None:
+        """The youngest entry of a module that was given to the kernel."""
+        entries, _ = self.entries()
+        return next(
+            (e for e in reversed(entries) if e.module and e.module.name == module and e.when("loading") is not None),
+            None,
+        )
+
+
+class Record:
+    """An entry being written. Every change is on the disk when the call returns."""
+
+    def __init__(self, state: StateDirectory, entry: Entry) -> None:
+        if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", entry.id):
+            raise ValueError(f"not an id of an entry: {entry.id!r}")
+        self._state = state
+        self.entry = entry
+
+    @property
+    def path(self) -> Path:
+        """The file of the entry."""
+        return self._state.journal / f"{self.entry.id}.json"
+
+    def step(self, step: StepName, *, boot_id: str | None, detail: str | None = None, **changes: object) -> None:
+        """Write a step, and what became known since the last one (fields of the entry)."""
+        taken = Step(step=step, time=time.time(), boot_id=boot_id, detail=detail)
+        self.entry = self.entry.model_copy(update={**changes, "steps": (*self.entry.steps, taken)})
+        self._state.prepare(self._state.journal)
+        write_whole(self.path, (self.entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+
+
+def new_id() -> str:
+    """An id for an entry; ids sort by the time they were made."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(4)

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Load a livepatch, watch its transition, take it back: the kernel's interface and nothing else.
+
+The kernel shows a livepatch as /sys/kernel/livepatch/NAME (Documentation/ABI/testing/sysfs-kernel-livepatch):
+``transition`` is 1 while tasks move, writing 0 to ``enabled`` disables it, and does so in mid-transition too, which
+turns the transition round. Nothing here ever writes to ``force``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from elivepatch import process
+from elivepatch.client.host import Host
+from elivepatch.client.tasks import Task, tasks_behind
+from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError
+from elivepatch.kernel.module_file import ModuleFile
+from elivepatch.kernel.running import Livepatch, livepatch, livepatches, module_policy, taint
+
+#: Seconds between two looks at a transition, and between two lines about one that takes long.
+_POLL = 0.1
+_TELL_EVERY = 5.0
+#: Seconds that the kernel may take, after a transition back, to let go of a module.
+_UNLOAD_WAIT = 15.0
+_TASKS_NAMED = 8
+
+_SIGNATURE_HINT = (
+    "Sign the module with a key that this kernel trusts (a machine owner key enrolled with mokutil, or one built into "
+    "the kernel), or boot without module.sig_enforce and lockdown."
+)
+_LOG_HINT = "The kernel log says more: dmesg | tail -n 20"
+
+#: What the errno of finit_module means for a livepatch, and a hint (kernel/module/main.c, kernel/livepatch/core.c).
+_LOAD_ERRORS: dict[int, tuple[str, str]] = {
+    errno.EPERM: (
+        "this process may not load modules, or the kernel is locked down",
+        "Run as root, outside of a container. " + _SIGNATURE_HINT,
+    ),
+    errno.EKEYREJECTED: ("its signature is missing or was rejected", _SIGNATURE_HINT),
+    errno.ENOKEY: ("it is signed with a key that this kernel does not trust", _SIGNATURE_HINT),
+    errno.EBADMSG: ("its signature is malformed", "Have it built and signed again."),
+    errno.ENOEXEC: ("it is not a module for this kernel (vermagic, symbol versions or format)", _LOG_HINT),
+    errno.EEXIST: (
+        "a module of this name is already loaded",
+        "See 'elivepatch status'; revert that one first with 'elivepatch revert NAME'.",
+    ),
+    errno.EBUSY: ("another livepatch is in transition, or loads at this moment", "Wait for its end, then try again."),
+    errno.ENOENT: ("it needs a symbol that this kernel does not have", _LOG_HINT),
+    errno.EINVAL: ("the kernel's livepatch core refused it", _LOG_HINT),
+    errno.ENOMEM: ("the kernel has no memory for it", "Free some memory and try again."),
+    errno.EACCES: (
+        "a security module of this kernel forbids it",
+        "Look at the audit log; loadpin, IMA or SELinux may.",
+    ),
+    errno.ENOSYS: ("the kernel cannot load modules or livepatches", "A kernel with CONFIG_LIVEPATCH=y is needed."),
+    errno.ETXTBSY: ("its file is open for writing", "See who writes to it: fuser -v FILE"),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A livepatch that is in place. Times in seconds; ``new_taint`` holds bits beyond a livepatch's own (O, E, K)."""
+
+    name: str
+    transition_seconds: float
+    taint_before: int | None
+    taint_after: int | None
+
+    @property
+    def new_taint(self) -> int:
+        """Taint bits that came with the load and that a livepatch does not explain."""
+        expected = 1 << 12 | 1 << 13 | 1 << 15
+        return (self.taint_after or 0) & ~(self.taint_before or 0) & ~expected
+
+
+LoaderStep = Literal["loading", "undoing", "undone", "reverting"]
+
+
+def _no_word(message: str) -> None:
+    del message
+
+
+def _no_step(step: LoaderStep) -> None:
+    del step
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads and reverts livepatches on one host.
+
+    ``timeout`` is how long (seconds) a transition may take. ``tell`` gets a line for the person now and then.
+    ``record`` is called with ``loading``, ``undoing`` or ``reverting`` before that is done, so that the journal is
+    ahead of the kernel, and with ``undone`` once the kernel is as it was.
+    """
+
+    host: Host
+    timeout: float = 120.0
+    tell: Callable[[str], None] = _no_word
+    record: Callable[[LoaderStep], None] = _no_step
+
+    def check_policy(self, module: ModuleFile) -> None:
+        """Check that the kernel would let the module in. Raises HostError with what would be needed."""
+        policy = module_policy(self.host.root)
+        if policy.loading_disabled:
+            raise HostError(
+                "This kernel loads no more modules: kernel.modules_disabled is set.",
+                hint="Only a reboot takes that back.",
+            )
+        if policy.signature_needed and not module.signed:
+            why = "module.sig_enforce" if policy.signature_enforced else f"lockdown ({policy.lockdown})"
+            raise HostError(
+                f"This kernel takes only signed modules, because of {why}, and {module.name} is not signed.",
+                hint=_SIGNATURE_HINT,
+            )
+
+    def load(
+        self,
+        path: Path,
+        sha256: str,
+        module: ModuleFile,
+        functions: frozenset[tuple[str, str]],
+        *,
+        through_kpatch: bool = False,
+    ) -> Loaded:
+        """Load the module file and wait until its transition has finished.
+
+        ``functions`` are the (object, function) that it must replace. Whatever goes wrong after the kernel took it is
+        undone. Raises HostError where the kernel refuses it, ModuleRejectedError where it is not what it should be,
+        TransitionTimeoutError, naming the tasks, where the transition did not finish.
+        """
+        name = module.name or ""
+        self.check_policy(module)
+        before = livepatches(self.host.root)
+        moving = next((patch.name for patch in before if patch.transition), None)
+        if moving:
+            raise HostError(f"The livepatch {moving} is in transition.", hint="Wait until that has finished.")
+        if livepatch(name, self.host.root) or (self.host.root / "sys/module" / name).exists():
+            raise HostError(f"A module named {name} is already loaded.", hint=_LOAD_ERRORS[errno.EEXIST][1])
+        taint_before = taint(self.host.root)
+        with _verified(path, sha256) as descriptor:
+            self.record("loading")
+            began = self.host.clock.now()
+            taken = through_kpatch  # it may fail half way
+            try:
+                if through_kpatch:
+                    self._kpatch_load(path)
+                else:
+                    self._insert(name, descriptor)
+                taken = True
+                self._await_transition(name, enabled=True)
+                seconds = self.host.clock.now() - began
+                self._check_functions(name, functions)
+            except BaseException as error:
+                if taken or not isinstance(error, HostError):
+                    self._undo(name, before, error)
+                else:  # whatever bears its name now is not ours
+                    self.record("undone")
+                raise
+        return Loaded(name, seconds, taint_before, taint(self.host.root))
+
+    def revert(self, name: str) -> float:
+        """Disable a livepatch, wait, unload its module; gives the seconds that took.
+
+        Raises HostError where there is no such livepatch or its module stays, TransitionTimeoutError where the
+        transition back did not finish: the livepatch is then in force again.
+        """
+        patch = livepatch(name, self.host.root)
+        if patch is None and not self._left_over(name):
+            loaded = ", ".join(p.name for p in livepatches(self.host.root)) or "none"
+            raise HostError(f"There is no livepatch {name} in this kernel.", hint=f"Loaded: {loaded}.")
+        self.record("reverting")
+        began = self.host.clock.now()
+        try:
+            if patch and patch.enabled:
+                self._set_enabled(name, on=False)
+            self._await_transition(name, enabled=False)
+        except TransitionTimeoutError as error:
+            self.record("undoing")
+            self._set_enabled(name, on=True)
+            if not self._settled(name, enabled=True, timeout=self.timeout):
+                raise TransitionTimeoutError(
+                    f"{error.message} Turning it round has not finished either.",
+                    hint="Look at it with 'elivepatch status'; both are safe to wait for.",
+                ) from error
+            self.record("undone")
+            raise
+        self._unload(name)
+        return self.host.clock.now() - began
+
+    # -- steps
+
+    def _left_over(self, name: str) -> bool:
+        """Whether the module of a livepatch that is disabled is still there (its taint flags hold K)."""
+        try:
+            return "K" in (self.host.root / "sys/module" / name / "taint").read_text()
+        except OSError:
+            return False
+
+    def _insert(self, name: str, descriptor: int) -> None:
+        try:
+            self.host.calls.load(descriptor)
+        except OSError as error:
+            number = error.errno or 0
+            message, hint = _LOAD_ERRORS.get(number, (os.strerror(number), _LOG_HINT))
+            raise HostError(
+                f"The kernel refused {name}: {message} ({errno.errorcode.get(number, number)}).", hint=hint
+            ) from error
+
+    def _kpatch_load(self, path: Path) -> None:
+        program = process.find_program("kpatch", hint="Install kpatch, or leave --kpatch out: it is not needed.")
+        try:
+            process.run([program, "load", path], timeout=self.timeout + 120, sink=self.tell)
+        except process.ProgramError as error:
+            raise HostError(f"kpatch did not load the module:\n{error.message}", hint=_LOG_HINT) from error
+
+    def _set_enabled(self, name: str, *, on: bool) -> None:
+        switch = self.host.root / "sys/kernel/livepatch" / name / "enabled"
+        try:
+            self.host.calls.switch(switch, on=on)
+        except FileNotFoundError:
+            return  # gone meanwhile: the transition had just ended
+        except OSError as error:
+            patch = livepatch(name, self.host.root)
+            if patch is None or patch.enabled == on:
+                return  # it had just come to that state by itself, which the kernel answers with EINVAL
+            raise HostError(
+                f"The kernel does not {'enable' if on else 'disable'} {name}: {error.strerror}.", hint=_LOG_HINT
+            ) from error
+
+    def _await_transition(self, name: str, *, enabled: bool) -> None:
+        if self._settled(name, enabled=enabled, timeout=self.timeout):
+            return
+        tasks = tasks_behind(self.host.root, patching=enabled)
+        what = "The transition of" if enabled else "The transition back of"
+        held = f"{len(tasks)} tasks hold it: {_named(tasks)}." if tasks else "No task can be seen to hold it."
+        raise TransitionTimeoutError(
+            f"{what} {name} did not finish within {self.timeout:.0f} s and was undone. {held}",
+            hint="These tasks sleep in a patched function or never leave the kernel. Let them go on (or restart them) "
+            "and try again, or allow more time with --timeout.",
+        )
+
+    def _settled(self, name: str, *, enabled: bool, timeout: float) -> bool:
+        """Whether the livepatch comes to the state within ``timeout`` seconds; one that is gone is disabled."""
+        clock = self.host.clock
+        deadline = clock.now() + timeout
+        next_word = clock.now() + _TELL_EVERY
+        while True:
+            patch = livepatch(name, self.host.root)
+            if patch is None and enabled:
+                raise HostError(f"The kernel does not hold the livepatch {name} (any more).", hint=_LOG_HINT)
+            if patch is None or (not patch.transition and patch.enabled == enabled):
+                return True
+            if clock.now() >= deadline:
+                return False
+            if clock.now() >= next_word:
+                tasks = tasks_behind(self.host.root, patching=patch.enabled)
+                self.tell(f"transition: {len(tasks)} tasks are still to move")
+                next_word = clock.now() + _TELL_EVERY
+            clock.sleep(_POLL)
+
+    def _check_functions(self, name: str, functions: frozenset[tuple[str, str]]) -> None:
+        patch = livepatch(name, self.host.root)
+        shown = frozenset((f.object, f.function) for f in patch.functions) if patch else frozenset[tuple[str, str]]()
+        if shown != functions:
+            missing, more = _listed(functions - shown), _listed(shown - functions)
+            raise ModuleRejectedError(
+                f"{name} does not patch what the server said (missing: {missing}; besides: {more}).",
+                hint="It was undone. Do not load it by other means; ask the server's administrator.",
+            )
+
+    def _undo(self, name: str, before: tuple[Livepatch, ...], error: BaseException) -> None:
+        """Bring the kernel back to where it was; what cannot be undone is added to the error's own message."""
+        if livepatch(name, self.host.root) is None and not (self.host.root / "sys/module" / name).exists():
+            self.record("undone")
+            return
+        self.record("undoing")
+        self.tell(f"undoing the load of {name}")
+        try:
+            patch = livepatch(name, self.host.root)
+            if patch and patch.enabled:
+                self._set_enabled(name, on=False)
+            if not self._settled(name, enabled=False, timeout=self.timeout):
+                tasks = tasks_behind(self.host.root, patching=False)
+                raise HostError(f"The transition back has not finished. Held by: {_named(tasks)}.")
+            self._unload(name)
+            after = livepatches(self.host.root)
+            if [(p.name, p.enabled) for p in after] != [(p.name, p.enabled) for p in before]:
+                raise HostError(
+                    f"Before the load there were {_states(before)}, now there are {_states(after)}.", hint=_LOG_HINT
+                )
+        except HostError as left:
+            raise HostError(
+                f"{error} Undoing it did not succeed: {left.message}",
+                hint="Look with 'elivepatch status', and once nothing moves any more use 'elivepatch revert'.",
+            ) from error
+        self.record("undone")
+
+    def _unload(self, name: str) -> None:
+        clock = self.host.clock
+        deadline = clock.now() + _UNLOAD_WAIT
+        while True:
+            try:
+                self.host.calls.unload(name)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                if error.errno not in {errno.EAGAIN, errno.EBUSY} or clock.now() >= deadline:
+                    raise HostError(
+                        f"{name} is disabled, but its module stays: {error.strerror}.",
+                        hint=f"It patches nothing any more. Try again later: rmmod {name}",
+                    ) from error
+                clock.sleep(_POLL)
+            else:
+                return
+
+
+@contextlib.contextmanager
+def _verified(path: Path, sha256: str) -> Generator[int]:
+    """A descriptor of the module file whose content is what was checked; the kernel reads from the same one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        digest = hashlib.sha256()
+        while chunk := os.read(descriptor, 1 << 20):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            raise ModuleRejectedError(
+                f"{path} is not the module that was checked.", hint="Somebody changed it. Ask for the module again."
+            )
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _named(tasks: list[Task]) -> str:
+    more = f" and {len(tasks) - _TASKS_NAMED} more" if len(tasks) > _TASKS_NAMED else ""
+    return (", ".join(str(task) for task in tasks[:_TASKS_NAMED]) or "no task that can be seen") + more
+
+
+def _listed(functions: frozenset[tuple[str, str]]) -> str:
+    return ", ".join(f"{klp_object}:{function}" for klp_object, function in sorted(functions)) or "none"
+
+
+def _states(patches: tuple[Livepatch, ...]) -> str:
+    return ", ".join(f"{p.name} ({'enabled' if p.enabled else 'disabled'})" for p in patches) or "no livepatches"

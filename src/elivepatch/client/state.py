@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the client keeps on disk: files written whole or not at all, in directories that nobody else can write to."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Generator
+from pathlib import Path
+
+from elivepatch.errors import DiskFullError, HostError, InvalidSettingError
+
+DEFAULT_STATE = Path("/var/lib/elivepatch-client")
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a file aside, get it to the disk, then put it in its place: at any moment there is the old one or the new.
+
+    Raises DiskFullError and HostError.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise DiskFullError(
+                f"No space is left to write {path}.", hint="Free some space on that file system and try again."
+            ) from error
+        raise HostError(
+            f"{path} cannot be written: {error.strerror}.", hint="Check the directory and its permissions."
+        ) from error
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_trusted(path: Path, user: int) -> None:
+    """Check that nobody but root and ``user`` can change what ``path`` names: not it, nor a directory above it.
+
+    A directory with the sticky bit (/tmp) may stand above, for nobody can rename what is not theirs in it. Raises
+    InvalidSettingError, which names the path that others can write to.
+    """
+    resolved = path.resolve()
+    for place in (resolved, *resolved.parents):
+        try:
+            status = place.lstat()
+        except OSError as error:
+            raise InvalidSettingError(f"{place} cannot be looked at: {error.strerror}.") from error
+        above_and_sticky = place != resolved and status.st_mode & stat.S_ISVTX
+        if status.st_uid not in {0, user}:
+            raise InvalidSettingError(
+                f"{place} belongs to user {status.st_uid}, who could change what is loaded into this kernel.",
+                hint=f"Give it to root: chown root {place}",
+            )
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above_and_sticky:
+            raise InvalidSettingError(
+                f"{place} can be written to by others, who could change what is loaded into this kernel.",
+                hint=f"Take that away: chmod go-w {place}",
+            )
+
+
+class StateDirectory:
+    """The directory of the client: ``journal/``, ``modules/RELEASE/`` and the lock."""
+
+    def __init__(self, path: Path, user: int) -> None:
+        self.path = path
+        self.user = user
+
+    @property
+    def journal(self) -> Path:
+        """Where the journal lies."""
+        return self.path / "journal"
+
+    def modules(self, release: str) -> Path:
+        """Where the modules for a kernel release lie."""
+        return self.path / "modules" / release
+
+    def prepare(self, *directories: Path) -> None:
+        """Make the directory and those below it with mode 0700, and check that nobody else can write to them.
+
+        Raises HostError where they cannot be made, InvalidSettingError where they cannot be trusted.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError(
+                f"{self.path} cannot be made: {error.strerror}.",
+                hint="Run this as root, set another state_dir, or use --no-load -o FILE.",
+            ) from error
+        require_trusted(self.path, self.user)
+        for directory in directories:
+            for place in (*reversed(directory.relative_to(self.path).parents), directory.relative_to(self.path)):
+                (self.path / place).mkdir(mode=0o700, exist_ok=True)
+            require_trusted(directory, self.user)
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Hold the lock that lets one client at a time change the kernel. Raises HostError where another holds it."""
+        self.prepare()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                raise HostError(
+                    f"Another elivepatch (process {holder}) is changing this kernel.",
+                    hint="Wait until it has ended, then try again.",
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
