@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The boot test: a livepatch is loaded, looked at, reverted and unloaded on its kernel, in a guest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elivepatch import process
+from elivepatch.errors import BootTestFailedError, InternalError
+from elivepatch.progress import Progress
+from elivepatch.protocol.models import Verification
+from elivepatch.vm import boot_script, initramfs, machine
+from elivepatch.vm.machine import GuestKernel
+from elivepatch.vm.modules import LoadableModule, ModuleDirectory
+from elivepatch.vm.verdict import Ended, Expectation, Verdict, judge, parse_marks
+
+__all__ = ["BootTestRejectedError", "GuestKernel", "Subject", "boot_test"]
+
+#: The guest's kernel log, in the directory of the boot test.
+LOG = "boot-test.log"
+#: What the guest's /init told, and the output of the check script.
+STEPS_LOG = "boot-test.steps"
+TRANSITION_LIMIT = 30
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+#: Megabytes that a guest has beside what its initramfs takes.
+_MEMORY_MIB = 512
+
+
+class BootTestRejectedError(BootTestFailedError):
+    """The livepatch failed its boot test."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verification = verdict.verification
+        first = verdict.diagnosis[0]
+        super().__init__(
+            f"The livepatch failed its boot test: {first.message}", hint=first.hint, diagnosis=verdict.diagnosis
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A livepatch to try.
+
+    ``name`` is its name below /sys/kernel/livepatch, ``objects`` the klp objects it patches (``vmlinux`` or module
+    names with ``_``), ``functions`` the entries it must have (``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``).
+    ``check`` is a script that must fail before the load, succeed after it and fail again after the revert.
+    """
+
+    module: Path
+    name: str
+    objects: tuple[str, ...]
+    check: bytes | None = field(default=None, repr=False)
+    functions: tuple[str, ...] = ()
+
+
+def boot_test(
+    kernel: GuestKernel,
+    subject: Subject,
+    workdir: Path,
+    progress: Progress,
+    *,
+    busybox: Path,
+    timeout: float = 120.0,
+    transition_limit: int = TRANSITION_LIMIT,
+    shared: Path | None = None,
+) -> Verification:
+    """Try a livepatch in a guest on its kernel; what the guest wrote stays in ``workdir``, an existing directory.
+
+    ``busybox`` is a static busybox. ``timeout`` is wall seconds for the whole guest, ``transition_limit`` seconds of
+    the guest for one transition. ``shared`` is a directory where what all boot tests have in common is kept: part of
+    the initramfs, and whether KVM works. Raises BootTestRejectedError, which carries all findings and the
+    verification, where the livepatch fails; ToolUnavailableError without QEMU; NotFoundError for a klp object that
+    the kernel has no module for.
+    """
+    if not _NAME.fullmatch(subject.name):
+        raise InternalError(f"not a name of a livepatch: {subject.name!r}")
+    machine.require_qemu()
+    nonce = secrets.token_hex(16)
+    modules = ModuleDirectory(kernel.modules).load_order(name for name in subject.objects if name != "vmlinux")
+    settings = boot_script.settings(nonce=nonce, name=subject.name, transition_limit=transition_limit)
+    initrd = initramfs.write(
+        workdir / "boot-test.initrd",
+        _shared_part(busybox, shared),
+        _own_part(subject, settings, modules).archive(),
+    )
+    console = workdir / LOG
+    guest = machine.Machine(
+        vmlinuz=kernel.vmlinuz,
+        initrd=initrd,
+        console=console,
+        # no rate limit: each step is in the log; an oops ends the guest, its log says why
+        command_line=("quiet", "printk.devkmsg=on", "oops=panic"),
+        memory_mib=_MEMORY_MIB + 2 * initrd.stat().st_size // 2**20,
+    )
+    progress.step(f"boot test on {kernel.release}")
+    outcome = machine.run(guest, timeout=timeout, sink=_teller(progress, nonce), shared=shared)
+    initrd.unlink()
+    (workdir / STEPS_LOG).write_text(outcome.output.replace("\r", ""), encoding="utf-8")
+    verdict = judge(
+        Expectation(
+            release=kernel.release,
+            name=subject.name,
+            objects=subject.objects,
+            functions=subject.functions,
+            checked=subject.check is not None,
+            transition_limit=transition_limit,
+        ),
+        Ended(
+            console=_read(console) + outcome.complaint,
+            control=outcome.output,
+            nonce=nonce,
+            timed_out=outcome.timed_out,
+            limit=timeout,
+            accelerator=outcome.accelerator,
+        ),
+    )
+    if not verdict.passed:
+        raise BootTestRejectedError(verdict)
+    progress.step(f"boot test passed in {outcome.seconds:.1f} s ({outcome.accelerator})")
+    return verdict.verification
+
+
+def _read(console: Path) -> str:
+    return console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
+
+
+def _shared_part(busybox: Path, shared: Path | None) -> bytes:
+    """What all boot tests have in common, kept under a name that says what it was made of."""
+    if shared is None:
+        return _make_shared_part(busybox)
+    digest = hashlib.sha256(busybox.read_bytes() + boot_script.INIT.encode()).hexdigest()
+    kept = shared / f"boot-test-{digest}.cpio"
+    if not kept.exists():
+        shared.mkdir(parents=True, exist_ok=True)
+        aside = shared / f".{kept.name}.{os.getpid()}"
+        aside.write_bytes(_make_shared_part(busybox))
+        aside.replace(kept)
+    return kept.read_bytes()
+
+
+def _make_shared_part(busybox: Path) -> bytes:
+    tree = initramfs.base(busybox)
+    tree.file("/init", boot_script.INIT.encode(), 0o755)
+    return tree.archive()
+
+
+def _own_part(subject: Subject, settings: str, modules: Sequence[LoadableModule]) -> initramfs.Tree:
+    tree = initramfs.Tree()
+    tree.file("/settings", settings.encode(), 0o600)
+    tree.file("/livepatch.ko", subject.module.read_bytes())
+    names = [module.name for module in modules]
+    tree.file("/modules/order", "".join(f"{name}\n" for name in names).encode())
+    tree.file("/modules/reverse", "".join(f"{name}\n" for name in reversed(names)).encode())
+    for module in modules:
+        tree.file(f"/modules/{module.name}.ko", module.elf)
+    if subject.check is not None:
+        tree.file("/check", subject.check, 0o755)
+    return tree
+
+
+_TOLD = {
+    ("load", "first", "0"): "livepatch loaded",
+    ("transition", "first"): "transition ended",
+    ("check", "after"): "checked with the livepatch",
+    ("revert", "first", "0"): "livepatch reverted",
+    ("unload", "first", "0"): "module unloaded",
+    ("module-late",): "kernel module loaded after the livepatch",
+    ("boot",): "guest booted",
+}
+
+
+def _teller(progress: Progress, nonce: str) -> process.LineSink:
+    def tell(line: str) -> None:
+        for words in parse_marks(line, nonce).lines:
+            for beginning, message in _TOLD.items():
+                if words[: len(beginning)] == beginning:
+                    progress.step(f"boot test: {message}")
+
+    return tell
