@@ -16,8 +16,8 @@ _SHOWN_CHARACTERS = 160
 _COMMON = 64
 _REBASE = "Make the patch against the source of this kernel (rebase it, or take the backport for this version)."
 _FUZZ = (
-    "The lines around the change differ from those that the patch was made for. Look whether the change is right there, "
-    "then make the patch again against the source of this kernel."
+    "The lines around the change differ from those that the patch was made for. Look whether the change is right "
+    "there, then make the patch again against the source of this kernel."
 )
 
 
@@ -68,7 +68,7 @@ def explain(
     of the finding counts in that file.
     """
     wanted = hunk.old_lines
-    expected = hunk.old_first - 1 + shift
+    expected = max(0, hunk.old_first - 1 + shift)
     fate = f"would apply only with fuzz {fuzz}" if fuzz else "does not apply"
     title = f"{path}: hunk {number} of {count} ({hunk.header}) {fate}"
     rule, hint = ("fuzz", _FUZZ) if fuzz else ("hunk-failed", _REBASE)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from elivepatch.errors import Diagnosis, InputTooLargeError, InvalidPatchError
 from elivepatch.patches import limits
-from elivepatch.patches.model import FilePatch, Hunk, Kind, Patch, Series
+from elivepatch.patches.model import REGULAR, FilePatch, Hunk, Kind, Patch, Series
 from elivepatch.patches.names import NULL, Exists, NameProblem, Pair, agree, strip_level
 from elivepatch.patches.parser import DOC, Reader, Section, refuse
 
@@ -172,14 +172,14 @@ def _file(patch: str, section: Section, pair: Pair, level: int, exists: Exists |
     )
     if not hunks:
         _check_no_hunks(patch, section, nothing=kind is Kind.MODIFIED and not modes_differ)
-    keep_modes = kind in (Kind.ADDED, Kind.DELETED) or modes_differ
+    old_mode, new_mode = (section.old_mode, section.new_mode) if modes_differ else (None, None)
     return FilePatch(
         old_path=None if kind is Kind.ADDED else old if old is not None else new,
         new_path=None if kind is Kind.DELETED else new if new is not None else old,
         kind=kind,
         hunks=hunks,
-        old_mode=section.old_mode if keep_modes and kind is not Kind.ADDED else None,
-        new_mode=section.new_mode if keep_modes and kind is not Kind.DELETED else None,
+        old_mode=(section.old_mode or REGULAR) if kind is Kind.DELETED else old_mode,
+        new_mode=(section.new_mode or REGULAR) if kind is Kind.ADDED else new_mode,
         patch_line=section.line,
     )
 

@@ -57,10 +57,11 @@ class Tree:
         descriptor = self._open(path)
         if descriptor is None:
             return None
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(descriptor)
+            raise _refuse("not-a-file", path, f"{path} is no regular file in the kernel tree.")
         with open(descriptor, "rb") as stream:  # noqa: PTH123 - a descriptor, not a path
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise _refuse("not-a-file", path, f"{path} is no regular file in the kernel tree.")
             data = stream.read(limits.FILE_BYTES + 1)
         if len(data) > limits.FILE_BYTES:
             raise InputTooLargeError(
