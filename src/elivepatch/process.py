@@ -62,9 +62,7 @@ class Completed:
 class ProgramError(ProgramFailedError):
     """A program failed."""
 
-    def __init__(
-        self, completed: Completed, *, shown: Sequence[str] | None = None, reason: str | None = None
-    ) -> None:
+    def __init__(self, completed: Completed, *, shown: Sequence[str] | None = None, reason: str | None = None) -> None:
         self.completed = completed
         tail = "\n".join((completed.stderr or completed.stdout).rstrip().splitlines()[-_TAIL_LINES:])
         what = reason or f"exit status {completed.returncode}"
@@ -169,9 +167,7 @@ def run(
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            raise ToolUnavailableError(
-                f"'setpriv' is not installed ({error}).", hint="Install util-linux."
-            ) from error
+            raise ToolUnavailableError(f"'setpriv' is not installed ({error}).", hint="Install util-linux.") from error
         readers = [
             threading.Thread(target=_drain, args=(stream, kept, sink), daemon=True)
             for stream, kept in ((child.stdout, out), (child.stderr, err))
@@ -192,6 +188,7 @@ def run(
         except BaseException:
             end_group(child.pid)
             child.wait()
+            _completed(words, child, out, err, readers, started)  # closes what we hold of it
             raise
         end_group(child.pid)  # whatever it left running
         done = _completed(words, child, out, err, readers, started)
