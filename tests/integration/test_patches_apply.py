@@ -139,6 +139,19 @@ def test_every_failing_hunk_of_a_patch_is_found(apply: Apply) -> None:
     ]
 
 
+def test_many_hunks_are_summed_up(apply: Apply, tree: Path) -> None:
+    text = b"".join(b"%d\n" % number for number in range(200))
+    (tree / "fs/x.c").write_bytes(b"first\n" + text)
+    hunks = b"".join(b"@@ -%d +%d @@\n-%%s%d\n+x\n" % (n + 1, n + 1, n) for n in range(0, 60, 2))
+    applied = apply(b"--- a/fs/x.c\n+++ b/fs/x.c\n" + hunks.replace(b"%s", b""))
+    assert len(applied.findings) == 21
+    assert "10 more" in applied.findings[-1].message
+    with pytest.raises(DoesNotApplyError) as caught:
+        apply(b"--- a/fs/x.c\n+++ b/fs/x.c\n" + hunks.replace(b"%s", b"-"))
+    assert len(caught.value.diagnosis) == 21
+    assert "10 more" in caught.value.diagnosis[-1].message
+
+
 def test_fuzz_is_refused_and_shown(apply: Apply) -> None:
     fuzzy = edit(10).replace(b" line 7\n", b" line seven\n")
     with pytest.raises(DoesNotApplyError, match="only with fuzz 1") as caught:

@@ -9,6 +9,7 @@ import pytest
 from unidiff.patch import PatchSet
 
 from elivepatch.errors import InputTooLargeError, InvalidPatchError
+from elivepatch.patches import limits
 from elivepatch.patches.model import FilePatch, Kind
 from elivepatch.patches.series import normalise, parse_patch, parse_series
 from elivepatch.protocol import limits as protocol_limits
@@ -297,6 +298,10 @@ def test_sizes_are_limited() -> None:
     assert caught.value.diagnosis[0].rule == "too-many-patches"
     with pytest.raises(InputTooLargeError):
         parse_patch("big", b"x" * (protocol_limits.PATCH_BYTES + 1))
+    many = b"".join(CANONICAL.replace(b"fs/x.c", b"fs/%d.c" % number) for number in range(limits.FILES + 1))
+    with pytest.raises(InputTooLargeError) as caught:
+        parse_series([("p", many)])
+    assert caught.value.diagnosis[0].rule == "too-many-files"
     with pytest.raises(InvalidPatchError, match="no patch"):
         parse_series([])
 

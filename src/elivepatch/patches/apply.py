@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from elivepatch.errors import Diagnosis, DoesNotApplyError, InternalError
-from elivepatch.patches.mismatch import explain, first_difference, lines_of, places, show_line
+from elivepatch.patches.mismatch import REBASE, explain, first_difference, lines_of, places, show_line
 from elivepatch.patches.model import EXECUTABLE, FilePatch, Hunk, Kind, Patch, Series
 from elivepatch.patches.parser import DOC
 from elivepatch.patches.tree import Tree, TreeFile
@@ -28,6 +28,8 @@ _HUNK = re.compile(
 #: The fuzz that is tried to tell a near miss from a patch for another kernel; it is the default of GNU patch.
 _TRIED_FUZZ = 2
 _PATCH_SECONDS = 60.0
+#: Hunks of one file that get a finding of their own.
+_EXPLAINED = 20
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class _Work:
                         f"{file.path} is not the file that the patch deletes: from line {bad + 1} on the patch has "
                         f"{wants}, the tree {has}.",
                         file.path,
-                        "Make the patch against the source of this kernel.",
+                        REBASE,
                         line=bad + 1,
                     )
                 ]
@@ -208,8 +210,12 @@ class _Work:
         after = copy.read_bytes()
         lines = lines_of(before.data)
         if all(fate.line is not None for fate in fates):
-            for number, (hunk, fate) in enumerate(zip(file.hunks, fates, strict=True), 1):
-                self._findings += _moved(file, hunk, number, fate, lines)
+            moved = [n for n, fate in enumerate(fates) if fate.offset or fate.fuzz]
+            for n in moved[:_EXPLAINED]:
+                self._findings += _moved(file, file.hunks[n], n + 1, fates[n], lines)
+            if len(moved) > _EXPLAINED:
+                rest = f"{file.path}: {len(moved) - _EXPLAINED} more hunks were applied elsewhere than they say."
+                self._findings.append(_finding("offset", rest, file.path, None, severity="note"))
             return after
         _write(copy, before)
         backwards = self._patch(file, copy, "--fuzz=0", "--reverse", "--dry-run")
@@ -230,6 +236,11 @@ class _Work:
             if fate.line is not None:
                 shift = fate.offset
                 continue
+            if len(findings) == _EXPLAINED:
+                rest = sum(fate.line is None for fate in fates) - _EXPLAINED
+                message = f"{file.path}: {rest} more hunks do not apply."
+                findings.append(_finding("hunk-failed", message, file.path, REBASE))
+                break
             loosened = loose.fuzz if loose.line is not None else 0
             findings.append(explain(file.path, hunk, number, len(file.hunks), lines, shift, loosened))
         return findings
@@ -327,7 +338,7 @@ def _exists(file: FilePatch, *, already: bool) -> Diagnosis:
         "file-exists",
         f"{file.path}, which the patch makes, is in the tree already with other content.",
         file.path,
-        "Make the patch against the source of this kernel.",
+        REBASE,
     )
 
 

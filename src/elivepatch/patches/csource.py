@@ -15,8 +15,9 @@ from enum import StrEnum
 import tree_sitter_c
 from tree_sitter import Language, Node, Parser
 
-#: Bytes of the largest file that is read in detail: beyond are only generated tables of registers.
-PARSE_BYTES = 4 * 1024 * 1024
+#: Bytes of the largest file that is read in detail. Larger than this are only generated tables, and the worst that a
+#: file can be made of takes the parser some 7 s a megabyte.
+PARSE_BYTES = 1024 * 1024
 
 _LANGUAGE = Language(tree_sitter_c.language())
 _COMMENT = rb"//[^\n]*|/\*.*?(?:\*/|\Z)"

@@ -5,5 +5,7 @@
 PATCH_BYTES = 4 * 1024 * 1024
 #: Patches of one series.
 PATCHES = 64
+#: Files that a series touches, each counted in every patch that touches it.
+FILES = 1000
 #: Bytes of one file of the kernel that a patch touches; the largest files of the kernel have some 20 MB.
 FILE_BYTES = 64 * 1024 * 1024

@@ -14,7 +14,7 @@ _SHOWN_LINES = 8
 _SHOWN_CHARACTERS = 160
 #: A line that a file has more often than this says nothing about where a hunk belongs.
 _COMMON = 64
-_REBASE = "Make the patch against the source of this kernel (rebase it, or take the backport for this version)."
+REBASE = "Make the patch against the source of this kernel (rebase it, or take the backport for this version)."
 _FUZZ = (
     "The lines around the change differ from those that the patch was made for. Look whether the change is right "
     "there, then make the patch again against the source of this kernel."
@@ -71,7 +71,7 @@ def explain(
     expected = max(0, hunk.old_first - 1 + shift)
     fate = f"would apply only with fuzz {fuzz}" if fuzz else "does not apply"
     title = f"{path}: hunk {number} of {count} ({hunk.header}) {fate}"
-    rule, hint = ("fuzz", _FUZZ) if fuzz else ("hunk-failed", _REBASE)
+    rule, hint = ("fuzz", _FUZZ) if fuzz else ("hunk-failed", REBASE)
     if places(lines, hunk.new_lines) and hunk.new_lines != wanted:
         at = min(places(lines, hunk.new_lines), key=lambda place: abs(place - expected))
         return _finding(

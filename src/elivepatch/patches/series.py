@@ -61,6 +61,13 @@ def parse_series(
             if file.new_path is not None:
                 known[file.new_path] = True
     series = Series(patches=tuple(patches))
+    touched = sum(len(patch.files) for patch in patches)
+    if touched > limits.FILES:
+        raise _too_large(
+            "too-many-files",
+            f"The series touches {touched} files, more than the {limits.FILES} that a livepatch may touch.",
+            "A livepatch is made from a small change: send only the files that it needs.",
+        )
     _check_directories("the series", series.paths)
     return series
 
