@@ -24,6 +24,7 @@ StepName = Literal[
     "received",  # the module is checked and about to be put into the store
     "loading",  # the kernel is about to be given the module
     "loaded",  # the transition has finished
+    "present",  # nothing was to be done: the kernel holds this very module already
     "undoing",  # the load failed, or did not finish in time, and is about to be undone
     "undone",  # the kernel is as it was before
     "reverting",  # the livepatch is about to be disabled and unloaded
@@ -89,6 +90,11 @@ class Entry(_Model):
         """The last step that was taken or begun."""
         return self.steps[-1] if self.steps else None
 
+    @property
+    def touched_kernel(self) -> bool:
+        """Whether the kernel was, or may have been, changed."""
+        return any(taken.step in {"loading", "reverting"} for taken in self.steps)
+
     def when(self, step: StepName) -> float | None:
         """When a step was last written, in seconds since the epoch."""
         return next((taken.time for taken in reversed(self.steps) if taken.step == step), None)
@@ -128,12 +134,9 @@ class Journal:
         return Record(self._state, entry)
 
     def latest_of(self, module: str) -> Entry | None:
-        """The youngest entry of a module that was given to the kernel."""
+        """The youngest entry of a module that was given to the kernel or taken from it."""
         entries, _ = self.entries()
-        return next(
-            (e for e in reversed(entries) if e.module and e.module.name == module and e.when("loading") is not None),
-            None,
-        )
+        return next((e for e in reversed(entries) if e.module and e.module.name == module and e.touched_kernel), None)
 
 
 class Record:

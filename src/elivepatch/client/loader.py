@@ -288,7 +288,9 @@ class Loader:
                 self._set_enabled(name, on=False)
             if not self._settled(name, enabled=False, timeout=self.timeout):
                 tasks = tasks_behind(self.host.root, patching=False)
-                raise HostError(f"The transition back has not finished. Held by: {_named(tasks)}.")
+                raise HostError(
+                    f"The transition back has not finished. Held by: {_named(tasks)}.", hint="It goes on by itself."
+                )
             self._unload(name)
             after = livepatches(self.host.root)
             if [(p.name, p.enabled) for p in after] != [(p.name, p.enabled) for p in before]:
@@ -327,7 +329,9 @@ def _verified(path: Path, sha256: str) -> Generator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"{path} cannot be read: {error.strerror}.") from error
+        raise HostError(
+            f"{path} cannot be read: {error.strerror}.", hint="Something changed it: ask for the module again."
+        ) from error
     try:
         digest = hashlib.sha256()
         while chunk := os.read(descriptor, 1 << 20):

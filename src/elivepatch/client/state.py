@@ -63,7 +63,9 @@ def require_trusted(path: Path, user: int) -> None:
         try:
             status = place.lstat()
         except OSError as error:
-            raise InvalidSettingError(f"{place} cannot be looked at: {error.strerror}.") from error
+            raise InvalidSettingError(
+                f"{place} cannot be looked at: {error.strerror}.", hint="Run this as root, or name another place."
+            ) from error
         above_and_sticky = place != resolved and status.st_mode & stat.S_ISVTX
         if status.st_uid not in {0, user}:
             raise InvalidSettingError(

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from elivepatch.errors import ConfigurationMismatchError, InputTooLargeError, InvalidInputError
+from elivepatch.errors import InputTooLargeError, InvalidInputError
 from elivepatch.kernel.running import RELEASE
 
 
@@ -26,8 +26,8 @@ def find_configuration(
     """The configuration of a kernel: the given file, or else wherever a host keeps it; None where it keeps none.
 
     ``running`` says that ``release`` is the running kernel, whose own /proc/config.gz counts first. Compressed or not
-    is seen from the content. Raises InvalidInputError, InputTooLargeError (``limit_bytes`` is of the decompressed
-    text) and ConfigurationMismatchError for a file that is no kernel configuration.
+    is seen from the content. Raises InvalidInputError for a file that is no kernel configuration, InputTooLargeError
+    for one whose text, decompressed, is larger than ``limit_bytes``.
     """
     if given is not None:
         return read_configuration(given, limit_bytes=limit_bytes)
@@ -69,7 +69,9 @@ def _gunzip(data: bytes, path: Path, limit_bytes: int) -> bytes:
     try:
         text = inflate.decompress(data, limit_bytes + 1)  # never more in memory than that, whatever it claims
     except zlib.error as error:
-        raise InvalidInputError(f"The configuration {path} is damaged gzip data: {error}.") from error
+        raise InvalidInputError(
+            f"The configuration {path} is damaged gzip data: {error}.", hint="Copy it again."
+        ) from error
     if not inflate.eof and len(text) <= limit_bytes:
         raise InvalidInputError(f"The configuration {path} is cut off.", hint="Copy it again.")
     return text
@@ -78,7 +80,7 @@ def _gunzip(data: bytes, path: Path, limit_bytes: int) -> bytes:
 def check_configuration(data: bytes, name: str) -> None:
     """Check that this is the text of a kernel configuration; ``name`` is for the message.
 
-    Raises ConfigurationMismatchError with the first line that cannot be part of one.
+    Raises InvalidInputError with the first line that cannot be part of one.
     """
     hint = "Name the .config of this kernel with -k; distributions keep it as /boot/config-RELEASE."
     options = 0
@@ -86,8 +88,6 @@ def check_configuration(data: bytes, name: str) -> None:
         if re.match(r"CONFIG_[A-Za-z0-9_]+=\S", line):
             options += 1
         elif line.strip() and not line.startswith("#"):
-            raise ConfigurationMismatchError(
-                f"{name} is not a kernel configuration: line {number} is {line[:60]!r}.", hint=hint
-            )
+            raise InvalidInputError(f"{name} is not a kernel configuration: line {number} is {line[:60]!r}.", hint=hint)
     if not options:
-        raise ConfigurationMismatchError(f"{name} sets no kernel option at all.", hint=hint)
+        raise InvalidInputError(f"{name} sets no kernel option at all.", hint=hint)

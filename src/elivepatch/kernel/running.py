@@ -25,6 +25,7 @@ Lockdown = Literal["none", "integrity", "confidentiality"]
 _LOCKDOWN: dict[str, Lockdown] = {"none": "none", "integrity": "integrity", "confidentiality": "confidentiality"}
 _FACT_BYTES = 64 * 1024
 _NT_GNU_BUILD_ID = 3
+_NOTES_HINT = "Compare with what 'readelf -n' says about the same notes."
 
 #: Documentation/admin-guide/tainted-kernels.rst: letter and meaning of each bit, bit 0 first.
 TAINT_BITS: tuple[tuple[str, str], ...] = (
@@ -167,7 +168,7 @@ def build_id_of(notes: bytes) -> str | None:
     for note in parse_notes(notes):
         if note.owner == "GNU" and note.type == _NT_GNU_BUILD_ID:
             if not 8 <= len(note.content) <= 32:
-                raise InvalidInputError(f"A build ID of {len(note.content)} bytes is not one.")
+                raise InvalidInputError(f"A build ID of {len(note.content)} bytes is not one.", hint=_NOTES_HINT)
             return note.content.hex()
     return None
 
@@ -181,13 +182,13 @@ def parse_notes(data: bytes, *, byteorder: Literal["little", "big"] = sys.byteor
     position = 0
     while position < len(data):
         if position + header.size > len(data):
-            raise InvalidInputError(f"The ELF notes end within a header, at byte {position}.")
+            raise InvalidInputError(f"The ELF notes end within a header, at byte {position}.", hint=_NOTES_HINT)
         name_size, content_size, kind = header.unpack_from(data, position)
         name_at = position + header.size
         content_at = name_at + _padded(name_size)
         end = content_at + content_size
         if end > len(data):
-            raise InvalidInputError(f"The ELF note at byte {position} reaches beyond the end.")
+            raise InvalidInputError(f"The ELF note at byte {position} reaches beyond the end.", hint=_NOTES_HINT)
         owner = data[name_at : name_at + name_size].rstrip(b"\0").decode("ascii", errors="replace")
         yield Note(owner=owner, type=kind, content=data[content_at:end])
         position = content_at + _padded(content_size)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a module that came from a server is what was asked for, and may be loaded into this kernel.
+
+Decides only; nothing here reads a file. The bytes are already those that the report describes (`Connection.module`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from elivepatch.errors import BuildIdMismatchError, ModuleRejectedError
+from elivepatch.kernel.module_file import ModuleFile, read_module
+from elivepatch.kernel.running import RELEASE, RunningKernel
+from elivepatch.protocol.models import Report
+
+#: MODULE_NAME_LEN is 64 less a pointer (include/linux/module.h), with the NUL.
+MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,55}")
+
+
+@dataclass(frozen=True)
+class AcceptedModule:
+    """A module that passed. ``functions`` are the (object, function) that it replaces."""
+
+    name: str
+    release: str
+    file: ModuleFile
+    functions: frozenset[tuple[str, str]]
+
+
+def kernel_name(name: str) -> str:
+    """A module's name as the kernel writes it."""
+    return name.replace("-", "_")
+
+
+def check_module(data: bytes, report: Report, release: str | None) -> AcceptedModule:
+    """Check that the file is the livepatch that the report describes, for the kernel ``release``.
+
+    None for ``release`` takes the one that the report names. Raises ModuleRejectedError.
+    """
+    said = report.module
+    if said is None or report.kernel is None:
+        raise _rejected("the report of the server names no module or no kernel")
+    wanted = release or report.kernel.release
+    if not RELEASE.fullmatch(wanted):
+        raise _rejected(f"the report names the kernel {wanted[:80]!r}, which cannot be a release")
+    file = read_module(data)
+    name = kernel_name(said.name)
+    if not MODULE_NAME.fullmatch(name):
+        raise _rejected(f"{said.name[:80]!r} cannot be the name of a module")
+    if file.name is None or kernel_name(file.name) != name:
+        raise _rejected(f"the server calls it {said.name}, the module calls itself {file.name}")
+    if not file.livepatch:
+        raise _rejected(f"{name} is not marked as a livepatch")
+    if file.release != wanted or report.kernel.release != wanted:
+        raise _rejected(f"{name} is for the kernel {file.release}, not for {wanted}")
+    changed = frozenset((kernel_name(f.object), f.function) for f in report.changed if f.kind == "changed")
+    return AcceptedModule(name, wanted, file, changed)
+
+
+def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, *, verify: bool) -> None:
+    """Check that the module may be loaded into the running kernel: proven for its very build, and tried.
+
+    ``verify`` false takes one that was not tried in a VM. Raises ModuleRejectedError and BuildIdMismatchError.
+    """
+    if module.file.is_for_machine(kernel.machine) is False:
+        raise _rejected(f"{module.name} is for another machine than this {kernel.machine}")
+    proof = report.proof
+    if proof is None or proof.level != "exact":
+        level = proof.level if proof else "absent"
+        raise _rejected(f"its proof is {level!r}; only what is proven 'exact' is loaded")
+    different = [function.function for function in proof.functions if not function.identical]
+    if different:
+        raise _rejected(f"the original of {different[0]} is not the code of the kernel")
+    built_for = report.kernel.build_id if report.kernel else None
+    if kernel.build_id is None or built_for != kernel.build_id:
+        raise BuildIdMismatchError(
+            f"{module.name} was built for the kernel with the build ID {built_for or '(unknown)'}; "
+            f"this host runs {kernel.build_id or '(unknown)'}.",
+            hint="The kernel package was renewed under the same release: reboot into it, or build for the running one.",
+        )
+    if not module.functions:
+        raise _rejected("the report names no function that it changes")
+    verification = report.verification
+    if verify and not (verification and verification.booted and verification.loaded and verification.reverted):
+        raise _rejected("it has not passed a boot test", hint="With --no-verify it would be loaded all the same.")
+
+
+def _rejected(reason: str, *, hint: str | None = None) -> ModuleRejectedError:
+    return ModuleRejectedError(
+        f"The module is rejected: {reason}.",
+        hint=hint or "It was not loaded. Ask again; if it stays so, ask the server's administrator.",
+    )

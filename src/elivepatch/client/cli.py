@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program ``elivepatch``: the classic flags without a subcommand, and the subcommands beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elivepatch.client.host import Host
+from elivepatch.client.outcome import Failure, Outcome
+from elivepatch.client.output import Output
+from elivepatch.client.request import RequestRun, Wish
+from elivepatch.client.settings import Settings, load_settings
+from elivepatch.client.status import host_status, revert, status_lines
+from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedError
+from elivepatch.version import installed_version
+
+_INTERRUPTED = 130
+_File = click.Path(path_type=Path)
+
+
+@contextlib.contextmanager
+def _ending_well(output: Output) -> Generator[None]:
+    """Errors of ours as message, hint and exit status; anything else is a bug and shows where."""
+    try:
+        yield
+    except ElivepatchError as error:
+        output.error(error)
+        failure = Failure(code=error.code, message=error.message, hint=error.hint)
+        output.data(Outcome(status="error", exit_status=error.exit_status, error=failure).dump())
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        output.line("elivepatch: interrupted. What the server builds it goes on building: ask again to get it.")
+        sys.exit(_INTERRUPTED)
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"elivepatch {installed_version()}")
+        context.exit()
+
+
+def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, object]) -> Settings:
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    settings = load_settings(file=file, environment=os.environ, flags=given, user=host.user)
+    output.debug_wanted = settings.debug
+    return settings
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done; 2 wrong usage or input; 3 refused; 4 does not fit, or not loaded; 5 boot test failed; "
+    "6 server, kernel or source not available; 130 interrupted; 1 a bug.",
+)
+@click.option(
+    "-c",
+    "--conf-file",
+    "--conf_file",
+    type=_File,
+    metavar="FILE",
+    help="Settings to use instead of those in /etc/elivepatch/client.toml.",
+)
+@click.option("-e", "--cve", is_flag=True, help="CVE mode. Not part of this version.")
+@click.option(
+    "-p",
+    "--patch",
+    type=_File,
+    metavar="PATCH",
+    multiple=True,
+    help="Patch to convert; may be repeated, in the order of application.",
+)
+@click.option(
+    "-k",
+    "--config",
+    type=_File,
+    metavar="CONFIG",
+    help="Configuration of the kernel, plain or gzip. Found by itself otherwise.",
+)
+@click.option(
+    "-a",
+    "--kernel-version",
+    "--kernel_version",
+    metavar="KERNEL_VERSION",
+    help="Kernel to build for, if not the running one; then nothing is loaded.",
+)
+@click.option("-l", "--clear", is_flag=True, help="Clear the data of the CVE mode. Not part of this version.")
+@click.option("-u", "--url", metavar="URL", help="Address of the build server.")
+@click.option("-d", "--debug", is_flag=True, default=None, help="Show the output of the build too.")
+@click.option(
+    "-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+)
+@click.option(
+    "--base-patch",
+    type=_File,
+    metavar="FILE",
+    multiple=True,
+    help="Patch that the running kernel already has; may be repeated.",
+)
+@click.option("--no-load", is_flag=True, help="Fetch and check the module, do not load it.")
+@click.option("-o", "--output", type=_File, metavar="OUT", help="Write the module to this file too.")
+@click.option(
+    "--check",
+    type=_File,
+    metavar="SCRIPT",
+    help="Script for the boot test: must fail before the load, succeed after, fail after the revert.",
+)
+@click.option("--no-verify", is_flag=True, help="Do without the boot test, and load what was not tried.")
+@click.option("--kpatch", is_flag=True, default=None, help="Load through the program kpatch.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition may take before it is undone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+@click.pass_context
+def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands over what the options say
+    """Make a livepatch of a PATCH for exactly the running kernel, and load it."""
+    host = context.ensure_object(Host)
+    output = Output(debug=bool(flags["debug"]), as_json=bool(flags["as_json"]))
+    context.meta["elivepatch.flags"] = flags
+    if context.invoked_subcommand is not None:
+        return
+    with _ending_well(output):
+        if flags["cve"] or flags["clear"]:
+            raise NotOfferedError(
+                "The CVE mode (-e, -l) is not part of this version; nothing was done.",
+                hint="Name the patch of the fix with -p.",
+            )
+        settings = _settings(host, output, flags["conf_file"], _shared_flags(flags) | _request_flags(flags))
+        if not settings.patch:
+            raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
+        wish = Wish(settings.patch, flags["base_patch"], flags["output"], flags["check"])
+        outcome = RequestRun(wish, settings, host, output).run()
+        output.data(outcome.dump())
+        report = outcome.build.report if outcome.build else None
+        if outcome.error:
+            output.failure(outcome.error.message, outcome.error.hint, report.diagnosis if report else ())
+            sys.exit(outcome.exit_status)
+        output.result(_summary(outcome))
+
+
+def _shared_flags(flags: dict[str, Any]) -> dict[str, object]:
+    return {"url": flags["url"], "debug": flags["debug"], "transition_timeout": flags["timeout"]}
+
+
+def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
+    return {
+        "patch": flags["patch"],
+        "config": flags["config"],
+        "kernel_version": flags["kernel_version"],
+        "kpatch": flags["kpatch"],
+        "load": False if flags["no_load"] else None,
+        "verify": False if flags["no_verify"] else None,
+    }
+
+
+def _summary(outcome: Outcome) -> str:
+    module = outcome.module
+    name = module.name if module else "the module"
+    places = [place for place in (module.output, module.stored) if place] if module else []
+    where = f" ({', '.join(places)})" if places else ""
+    if outcome.status == "loaded":
+        return f"{name} is loaded, its transition took {outcome.transition_seconds:.1f} s{where}"
+    if outcome.status == "present":
+        return f"{name} is already loaded{where}"
+    return f"{name} for {outcome.kernel} is fetched and checked, not loaded{where}"
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON on stdout.")
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """Show which livepatches the kernel holds and where they come from."""
+    host = context.ensure_object(Host)
+    flags: dict[str, Any] = context.meta["elivepatch.flags"]
+    output = Output(as_json=as_json or flags["as_json"])
+    with _ending_well(output):
+        settings = _settings(host, output, flags["conf_file"], _shared_flags(flags))
+        found = host_status(host, settings.state_dir)
+        output.data(found.dump())
+        for line in status_lines(found):
+            output.result(line)
+
+
+@cli.command("revert")
+@click.argument("name")
+@click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition back may take.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+@click.pass_context
+def revert_command(context: click.Context, name: str, timeout: float | None, as_json: bool) -> None:
+    """Disable the livepatch NAME and unload its module."""
+    host = context.ensure_object(Host)
+    flags: dict[str, Any] = context.meta["elivepatch.flags"]
+    output = Output(as_json=as_json or flags["as_json"])
+    with _ending_well(output):
+        shared = _shared_flags(flags) | ({"transition_timeout": timeout} if timeout is not None else {})
+        settings = _settings(host, output, flags["conf_file"], shared)
+        seconds = revert(name, settings, host, output)
+        output.data({"status": "reverted", "exit_status": 0, "name": name, "seconds": round(seconds, 3)})
+        output.result(f"{name} is reverted and unloaded, which took {seconds:.1f} s")
+
+
+def main() -> None:
+    """Run the program; being told to end is treated like Ctrl-C, so that a load under way is undone."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    cli()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Read the files that a build is made from, within their limits, before anything is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elivepatch.client.connection import Part
+from elivepatch.errors import InputTooLargeError, InvalidInputError, InvalidPatchError
+from elivepatch.protocol import limits
+
+#: A line that a patch cannot do without, whichever tool made it; the server says more about the rest.
+_PATCH_LINE = re.compile(rb"(?m)^(?:diff |--- |\*\*\* |Index: )")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to send. ``name`` is its last part, for people."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content, in hex."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is sent besides the request itself."""
+
+    patches: tuple[InputFile, ...]
+    base_patches: tuple[InputFile, ...]
+    config: InputFile | None
+    check: InputFile | None
+
+    def parts(self) -> list[Part]:
+        """As parts of the request, in the order that counts. Raises InputTooLargeError for too much in all."""
+        named = [("patch", file) for file in self.patches] + [("base_patch", file) for file in self.base_patches]
+        named += [("config", self.config)] if self.config else []
+        named += [("check", self.check)] if self.check else []
+        total = sum(len(file.data) for _, file in named)
+        if total > limits.REQUEST_BYTES - 64 * 1024:  # less what the form itself takes
+            raise InputTooLargeError(
+                f"All files together have {total} bytes; the limit is {limits.REQUEST_BYTES} bytes.",
+                hint="A livepatch is made from a small change; send only the patches that it needs.",
+            )
+        return [Part(part, file.name, file.data) for part, file in named]
+
+
+def read_patches(paths: Sequence[Path]) -> tuple[InputFile, ...]:
+    """Read patches in their order. Raises InvalidPatchError, InputTooLargeError and InvalidInputError."""
+    if len(paths) > limits.PATCHES:
+        raise InputTooLargeError(
+            f"{len(paths)} patches are more than the limit of {limits.PATCHES}.", hint="Join some of them."
+        )
+    return tuple(_read_patch(path) for path in paths)
+
+
+def _read_patch(path: Path) -> InputFile:
+    file = read_file(path, "patch", limits.PATCH_BYTES)
+    if not file.data.strip():
+        raise InvalidPatchError(f"The patch {path} is empty.", hint="Name the file that holds the change.")
+    if not _PATCH_LINE.search(file.data):
+        raise InvalidPatchError(
+            f"{path} is not a patch: it names no file to change.",
+            hint="Give a unified diff, as 'git diff' or 'diff -u' writes it.",
+        )
+    return file
+
+
+def read_file(path: Path, what: str, limit_bytes: int) -> InputFile:
+    """Read a file of at most ``limit_bytes``; ``what`` it is goes into messages.
+
+    Raises InvalidInputError and InputTooLargeError.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InvalidInputError(f"The {what} {path} is not a file.", hint="Name a file.")
+        with path.open("rb") as stream:
+            data = stream.read(limit_bytes + 1)
+    except OSError as error:
+        raise InvalidInputError(
+            f"The {what} {path} cannot be read: {error.strerror}.", hint="Check the name and its permissions."
+        ) from error
+    if len(data) > limit_bytes:
+        raise InputTooLargeError(
+            f"The {what} {path} is larger than {limit_bytes} bytes.",
+            hint="A livepatch is made from a small change; send only what it needs.",
+        )
+    return InputFile(name=path.name, data=data)

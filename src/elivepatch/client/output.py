@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the person sees: results on stdout, all else on stderr; plain lines, on a terminal with the current step.
+
+What comes from a server is printed without control characters, so that it cannot play with the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from elivepatch.errors import Diagnosis, ElivepatchError
+from elivepatch.progress import Event
+
+
+def printable(text: str) -> str:
+    """The text without control characters; lines and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+class Output:
+    """Where the client writes to."""
+
+    def __init__(self, *, debug: bool = False, as_json: bool = False) -> None:
+        self.debug_wanted = debug
+        self.as_json = as_json
+        # its own: it must write to what stderr is now, and only a terminal gets more than plain lines
+        self._terminal = Console(file=sys.stderr, highlight=False) if sys.stderr.isatty() else None
+        self._status: Status | None = None
+
+    @contextlib.contextmanager
+    def working(self, what: str) -> Generator[None]:
+        """Show, on a terminal, that something goes on; `event` says what."""
+        if self._terminal is None:
+            yield
+            return
+        with self._terminal.status(Text(what)) as self._status:
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def line(self, text: str, *, style: str = "") -> None:
+        """A line about what is done."""
+        if self._terminal:
+            self._terminal.print(Text(printable(text), style=style))
+        else:
+            click.echo(printable(text), err=True)
+
+    def debug(self, text: str) -> None:
+        """A line that only those see who asked for more."""
+        if self.debug_wanted:
+            self.line(text, style="dim")
+
+    def warn(self, text: str) -> None:
+        """Something that the person should know."""
+        self.line(f"warning: {text}", style="yellow")
+
+    def event(self, event: Event) -> None:
+        """What the build tells. On a terminal a step replaces the one before it."""
+        message = event.message if event.fraction is None else f"{event.message} {event.fraction:4.0%}"
+        if event.kind == "log":
+            self.debug(f"    {event.message}")
+        elif event.kind == "step" and self._status is not None and not self.debug_wanted:
+            self._status.update(Text(printable(message)))
+        else:
+            self.line(f"server: {message}")
+
+    def diagnosis(self, finding: Diagnosis) -> None:
+        """A finding about the input: rule, place, reason, what to do."""
+        place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
+        where = " ".join(part for part in (place, f"{finding.function}()" if finding.function else "") if part)
+        self.line(f"{finding.severity} [{finding.rule}] {where + ': ' if where else ''}{finding.message}")
+        if finding.hint:
+            self.line(f"  hint: {finding.hint}")
+        if finding.doc:
+            self.line(f"  see: {finding.doc}")
+
+    def error(self, error: ElivepatchError) -> None:
+        """Why it did not go on, and what to do."""
+        self.failure(error.message, error.hint, error.diagnosis)
+
+    def failure(self, message: str, hint: str | None, diagnosis: tuple[Diagnosis, ...]) -> None:
+        """Why it did not go on, and what to do."""
+        self.line(f"elivepatch: {message}", style="red")
+        if hint:
+            self.line(f"  hint: {hint}")
+        for finding in diagnosis:
+            if finding.message != message:
+                self.diagnosis(finding)
+
+    def result(self, text: str) -> None:
+        """The outcome in words, on stdout; not where JSON was asked for."""
+        if not self.as_json:
+            click.echo(printable(text))
+
+    def data(self, data: dict[str, Any]) -> None:  # Any: JSON
+        """The outcome as JSON, on stdout, where that was asked for."""
+        if self.as_json:
+            click.echo(json.dumps(data, indent=2, ensure_ascii=False))

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The settings of the client: its file, then the environment, then the command line; the later counts."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from elivepatch.client.connection import check_url
+from elivepatch.client.state import DEFAULT_STATE, require_trusted
+from elivepatch.errors import InvalidSettingError
+
+CONFIG_FILE = Path("/etc/elivepatch/client.toml")
+DEFAULT_URL = "http://127.0.0.1:5000"
+_FILE_BYTES = 64 * 1024
+_PREFIX = "ELIVEPATCH_"
+#: What the classic file with its section [Defaults] may set.
+_CLASSIC_KEYS = {"url", "config", "kernel_version", "patch", "debug"}
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | Path) else value
+
+
+class Settings(BaseModel):
+    """All settings; docs/client.md describes each. Times are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(default=DEFAULT_URL, description="address of the build server")
+    config: Path | None = Field(default=None, description="configuration of the kernel; found by itself if not set")
+    kernel_version: str | None = Field(default=None, description="kernel to build for; the running one if not set")
+    patch: Annotated[tuple[Path, ...], BeforeValidator(_as_list)] = Field(default=(), description="patches to convert")
+    load: bool = Field(default=True, description="whether the module is loaded")
+    kpatch: bool = Field(default=False, description="whether it is loaded by the program kpatch")
+    verify: bool = Field(default=True, description="whether the module must have passed a boot test")
+    transition_timeout: Seconds = Field(default=120.0, description="how long a transition may take")
+    build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
+    state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
+    ca_certificate: Path | None = Field(default=None, description="certificates to trust in place of the host's")
+    debug: bool = Field(default=False, description="whether the output of the build is shown")
+
+
+def load_settings(
+    *,
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, object],
+    default_file: Path = CONFIG_FILE,
+    user: int | None = None,
+) -> Settings:
+    """Put the settings together. ``file`` takes the place of ``default_file``, which need not be there.
+
+    ``flags`` are the values of the command line that were given. Raises InvalidSettingError, naming where the value
+    comes from, and also where somebody else could have written the file.
+    """
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for origin, found in (
+        _from_file(file, default_file, os.geteuid() if user is None else user),
+        ("the environment", _from_environment(environment)),
+        ("the command line", flags),
+    ):
+        values.update(found)
+        origins.update(dict.fromkeys(found, origin))
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else "?"
+        raise InvalidSettingError(
+            f"The setting '{key}' of {origins.get(key, 'the settings')} cannot be used: {first['msg']}.",
+            hint="docs/client.md lists the settings: " + ", ".join(Settings.model_fields) + ".",
+        ) from error
+    return settings.model_copy(update={"url": check_url(settings.url)})
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    return {
+        key: environment[_PREFIX + key.upper()]
+        for key in Settings.model_fields
+        if environment.get(_PREFIX + key.upper())
+    }
+
+
+def _from_file(file: Path | None, default: Path, user: int) -> tuple[str, dict[str, object]]:
+    path = file or default
+    if file is None and not default.exists():
+        return "", {}
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidSettingError(
+            f"The settings {path} cannot be read: {error.strerror}.",
+            hint="Name another file with -c, or mend this one.",
+        ) from error
+    require_trusted(path, user)
+    if len(data) > _FILE_BYTES:
+        raise InvalidSettingError(
+            f"The settings {path} are larger than {_FILE_BYTES} bytes.", hint="That is no file of settings."
+        )
+    try:
+        text = data.decode()
+        if re.search(r"(?m)^\s*\[Defaults\]\s*$", text):
+            return str(path), _classic(text)
+        return str(path), dict(tomllib.loads(text))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, configparser.Error) as error:
+        raise InvalidSettingError(
+            f"The settings {path} cannot be understood: {' '.join(str(error).split())}.",
+            hint='They are TOML, for instance: url = "http://build.example:5000"',
+        ) from error
+
+
+def _classic(text: str) -> dict[str, object]:
+    """The classic file: INI, everything in the section [Defaults]."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(text)
+    found: dict[str, object] = {}
+    for key, value in parser["Defaults"].items():
+        if key not in _CLASSIC_KEYS:
+            raise configparser.Error(f"'{key}' is none of {', '.join(sorted(_CLASSIC_KEYS))}")
+        if value:
+            found[key] = value
+    return found

@@ -1,0 +1,572 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The client against a real HTTP server on loopback, on a host made of files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import stat
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from client_fakes import BUILD_ID, CONFIG, NAME, RELEASE, FakeKernel, elf_module, fake_host, put
+from client_server import KEY, Server, done_report, serving
+from elivepatch.client.cli import cli
+from elivepatch.client.host import Host
+from elivepatch.kernel.running import livepatch, livepatches
+
+pytestmark = pytest.mark.integration
+
+PATCH = "--- a/fs/proc/meminfo.c\n+++ b/fs/proc/meminfo.c\n@@ -1 +1 @@\n-a\n+b\n"
+
+
+@dataclass
+class Rig:
+    server: Server
+    host: Host
+    kernel: FakeKernel
+    tmp: Path
+
+    def run(self, *arguments: str | Path, patch: bool = True, env: dict[str, str] | None = None) -> Result:
+        path = self.tmp / "meminfo.patch"
+        if patch and not path.exists():
+            path.write_text(PATCH)
+        words = [str(word) for word in arguments]
+        if patch:
+            words = ["-p", str(path), "-u", self.server.url, *words]
+        environment = {"ELIVEPATCH_STATE_DIR": str(self.state), **(env or {})}
+        return CliRunner(env=environment).invoke(cli, words, obj=self.host, catch_exceptions=False)
+
+    @property
+    def state(self) -> Path:
+        return self.tmp / "state"
+
+    @property
+    def module(self) -> Path:
+        return self.state / "modules" / RELEASE / f"{NAME}.ko"
+
+    def journal(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted((self.state / "journal").glob("*.json"))]
+
+    def steps(self) -> list[str]:
+        return [step["step"] for step in self.journal()[-1]["steps"]]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Generator[Rig]:
+    host, kernel = fake_host(tmp_path, user=0)
+    with serving(Server()) as server:
+        yield Rig(server, host, kernel, tmp_path)
+
+
+def test_a_patch_becomes_a_loaded_livepatch(rig: Rig) -> None:
+    result = rig.run()
+    assert result.exit_code == 0, result.output
+    assert f"{NAME} is loaded, its transition took 1." in result.stdout
+    patch = livepatch(NAME, rig.host.root)
+    assert patch is not None
+    assert patch.enabled
+    assert rig.module.read_bytes() == rig.server.module
+    assert "server: preparing" in result.stderr
+    assert "compile fs/proc/meminfo.o" in result.stderr
+    assert "CC fs/proc/meminfo.o" not in result.stderr
+    assert rig.steps() == ["requested", "received", "loading", "loaded"]
+
+
+def test_what_is_sent_is_the_hosts_own_facts(rig: Rig) -> None:
+    put(rig.tmp, {"base.patch": PATCH, "second.patch": PATCH, "check.sh": "#!/bin/sh\n"})
+    rig.kernel.add("livepatch_old", moved=True)
+    result = rig.run(
+        *("-p", rig.tmp / "second.patch", "--base-patch", rig.tmp / "base.patch", "--check", rig.tmp / "check.sh")
+    )
+    assert result.exit_code == 0, result.output
+    parts = rig.server.seen[0].parts()
+    assert [(name, file) for name, file, _ in parts] == [
+        ("request", None),
+        ("patch", "meminfo.patch"),
+        ("patch", "second.patch"),
+        ("base_patch", "base.patch"),
+        ("config", "config"),
+        ("check", "check.sh"),
+    ]
+    assert parts[1][2] == PATCH.encode()
+    assert parts[4][2] == CONFIG
+    request = json.loads(parts[0][2])
+    assert request["kernel"] == RELEASE
+    assert request["build_id"] == BUILD_ID
+    assert request["verify"] is True
+    assert request["host"]["compiler"] == "x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0"
+    assert request["host"]["distribution"] == "debian"
+    assert request["host"]["livepatches"] == ["livepatch_old"]
+
+
+def test_the_state_is_nobody_elses(rig: Rig) -> None:
+    rig.run()
+    for place in (rig.state, rig.state / "journal", rig.module.parent, rig.module.parent.parent):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert stat.S_IMODE(rig.module.stat().st_mode) == 0o600
+    assert [path.name for path in rig.module.parent.iterdir()] == [rig.module.name]
+
+
+def test_the_outcome_as_json(rig: Rig) -> None:
+    outcome = json.loads(rig.run("--json", "-o", rig.tmp / "out.ko").stdout)
+    assert outcome["status"] == "loaded"
+    assert outcome["exit_status"] == 0
+    assert outcome["kernel"] == RELEASE
+    assert outcome["build"]["report"]["proof"]["level"] == "exact"
+    assert outcome["module"] == {
+        "name": NAME,
+        "sha256": hashlib.sha256(rig.server.module).hexdigest(),
+        "size": len(rig.server.module),
+        "stored": str(rig.module),
+        "output": str(rig.tmp / "out.ko"),
+    }
+    assert outcome["transition_seconds"] > 0.9
+    assert (rig.tmp / "out.ko").read_bytes() == rig.server.module
+
+
+def test_debug_shows_the_output_of_the_build(rig: Rig) -> None:
+    assert "CC fs/proc/meminfo.o" in rig.run("-d").stderr
+
+
+def test_a_terminal_is_not_played_with(rig: Rig) -> None:
+    rig.server.events[0]["message"] = "prep\x1b]0;owned\x07aring"
+    result = rig.run()
+    assert "\x1b" not in result.output
+    assert "prep\N{REPLACEMENT CHARACTER}" in result.stderr
+
+
+def test_the_same_again_changes_nothing(rig: Rig) -> None:
+    rig.run()
+    result = rig.run()
+    assert result.exit_code == 0
+    assert f"{NAME} is already loaded" in result.stdout
+    assert rig.kernel.log.count(f"load {NAME}") == 1
+    assert rig.steps() == ["requested", "present"]
+
+
+def test_another_module_of_the_same_name_is_not_put_over_it(rig: Rig) -> None:
+    rig.run()
+    before = rig.module.read_bytes()
+    rig.server.module = elf_module() + b"other"
+    result = rig.run()
+    assert result.exit_code == 4
+    assert "already holds a livepatch named" in result.stderr
+    assert rig.module.read_bytes() == before
+
+
+def test_no_load_stores_and_checks_only(rig: Rig) -> None:
+    result = rig.run("--no-load")
+    assert result.exit_code == 0
+    assert "fetched and checked, not loaded" in result.stdout
+    assert rig.module.exists()
+    assert rig.kernel.log == []
+
+
+def test_fetching_to_a_file_needs_no_root_and_no_state(rig: Rig) -> None:
+    host = Host(root=rig.host.root, calls=rig.kernel, clock=rig.kernel, user=0)
+    rig.host = host
+    result = rig.run("--no-load", "-o", rig.tmp / "out.ko")
+    assert result.exit_code == 0
+    assert (rig.tmp / "out.ko").read_bytes() == rig.server.module
+    assert not rig.state.exists()
+
+
+def test_loading_needs_root_and_says_so_before_anything_is_sent(rig: Rig) -> None:
+    rig.host = Host(root=rig.host.root, calls=rig.kernel, clock=rig.kernel, user=1000)
+    result = rig.run()
+    assert result.exit_code == 4
+    assert "needs root" in result.stderr
+    assert rig.server.seen == []
+
+
+def test_another_kernel_is_never_loaded(rig: Rig) -> None:
+    other = "6.12.118+deb13-cloud-amd64"
+    module = elf_module({"name": NAME, "livepatch": "Y", "vermagic": f"{other} SMP preempt mod_unload modversions "})
+    rig.server.module = module
+    rig.server.report = done_report(module, kernel={"release": other, "build_id": "cd" * 20})
+    result = rig.run("-a", other)
+    assert result.exit_code == 0, result.output
+    assert f"{other} is not the running kernel" in result.stderr
+    assert rig.kernel.log == []
+    assert (rig.state / "modules" / other / f"{NAME}.ko").exists()
+    request = json.loads(rig.server.seen[0].parts()[0][2])
+    assert request == {"kernel": other, "verify": True}
+    assert [name for name, _, _ in rig.server.seen[0].parts()] == ["request", "patch"]
+
+
+# -- events
+
+
+def test_events_that_break_off_are_taken_up_again(rig: Rig) -> None:
+    rig.server.break_after = [1, 0, 2]
+    result = rig.run("-d")
+    assert result.exit_code == 0, result.output
+    asked = [seen.headers.get("last-event-id") for seen in rig.server.seen if seen.path.endswith("/events")]
+    assert asked == [None, "1", "1", "3"]
+    for words in ("server: preparing", "compile fs/proc/meminfo.o", "CC fs/proc/meminfo.o"):
+        assert result.stderr.count(words) == 1
+    assert "the events broke off" in result.stderr
+
+
+def test_a_server_that_restarts_is_waited_for(rig: Rig) -> None:
+    rig.server.break_after = [1]
+    rig.server.down = 3
+    result = rig.run()
+    assert result.exit_code == 0, result.output
+    assert "Trying again (3 of 8)" in result.stderr
+    assert rig.server.down == 0
+
+
+def test_a_server_that_stays_away_is_given_up(rig: Rig) -> None:
+    rig.server.break_after = [1] + [0] * 20
+    rig.server.down = 100
+    result = rig.run()
+    assert result.exit_code == 6
+    assert rig.server.down == 100 - 9
+    assert rig.steps() == ["requested", "failed"]
+
+
+def test_a_build_without_end_is_given_up(rig: Rig) -> None:
+    rig.server.break_after = [0] * 1000
+    result = rig.run(env={"ELIVEPATCH_BUILD_TIMEOUT": "120"})
+    assert result.exit_code == 6
+    assert "did not end within 120 s" in result.stderr
+
+
+# -- refusals
+
+
+def test_a_refused_patch_is_explained(rig: Rig) -> None:
+    rig.server.status = "refused"
+    rig.server.report = {
+        "status": "refused",
+        "key": KEY,
+        "exit_status": 3,
+        "error": "cannot-livepatch",
+        "message": "The change cannot be made while the kernel runs.",
+        "diagnosis": [
+            {
+                "rule": "init-code",
+                "severity": "error",
+                "file": "fs/proc/meminfo.c",
+                "line": 171,
+                "function": "proc_meminfo_init",
+                "message": "The function runs only at boot.",
+                "hint": "Leave it out.",
+                "doc": "docs/errors.md#init-code",
+            }
+        ],
+    }
+    result = rig.run()
+    assert result.exit_code == 3
+    assert "elivepatch: The change cannot be made" in result.stderr
+    assert (
+        "error [init-code] fs/proc/meminfo.c:171 proc_meminfo_init(): The function runs only at boot." in result.stderr
+    )
+    assert "hint: Leave it out." in result.stderr
+    assert rig.steps() == ["requested", "failed"]
+    assert json.loads(rig.run("--json").stdout)["error"]["code"] == "cannot-livepatch"
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status", "ends"), [("failed", 6, 6), ("failed", 1, 1), ("failed", 0, 1), ("cancelled", 1, 1)]
+)
+def test_the_exit_status_is_that_of_the_report(rig: Rig, status: str, exit_status: int, ends: int) -> None:
+    rig.server.status = status
+    rig.server.report = {"status": status, "key": KEY, "exit_status": exit_status, "message": "So it ended."}
+    result = rig.run()
+    assert result.exit_code == ends
+    assert "So it ended." in result.stderr
+
+
+PROBLEM = {
+    "type": "urn:elivepatch:error:x",
+    "title": "Title.",
+    "detail": "In words.",
+    "hint": "Do that.",
+    "diagnosis": [{"rule": "r", "message": "Found this.", "severity": "error"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ends"),
+    [
+        (422, "invalid-patch", 2),
+        (413, "input-too-large", 2),
+        (422, "does-not-apply", 3),
+        (404, "kernel-unavailable", 6),
+        (503, "busy", 6),
+        (500, "internal-error", 1),
+        (507, "disk-full", 1),
+        (422, "a-code-of-tomorrow", 2),
+        (503, "a-code-of-tomorrow", 6),
+    ],
+)
+def test_a_problem_is_the_error_it_was(rig: Rig, status: int, code: str, ends: int) -> None:
+    rig.server.problem = (status, {**PROBLEM, "status": status, "code": code})
+    result = rig.run("--json")
+    assert result.exit_code == ends
+    for words in ("elivepatch: In words.", "hint: Do that.", "Found this."):
+        assert words in result.stderr
+    assert json.loads(result.stdout)["error"]["message"] == "In words."
+
+
+@pytest.mark.parametrize("body", [b"<html>nginx</html>", b"", b"{}", b"[1]", b"\xff\xfe"])
+def test_what_is_no_elivepatch_server_is_told_so(rig: Rig, body: bytes) -> None:
+    rig.server.problem = (404, body)
+    result = rig.run()
+    assert result.exit_code == 6
+    assert "answers HTTP 404, and not as an elivepatch server" in result.stderr
+
+
+def test_no_redirect_is_followed(rig: Rig) -> None:
+    with serving(Server()) as other:
+        rig.server.redirect = f"{other.url}/elivepatch/api/v2/builds"
+        result = rig.run()
+        assert other.seen == []
+    assert result.exit_code == 6
+    assert "points elsewhere" in result.stderr
+
+
+def test_a_server_that_is_not_there_is_named(rig: Rig) -> None:
+    result = rig.run("-u", "http://127.0.0.1:1")
+    assert result.exit_code == 6
+    assert "http://127.0.0.1:1 cannot be reached" in result.stderr
+    assert "-u URL" in result.stderr
+
+
+# -- what comes back
+
+
+def test_a_download_that_is_cut_is_begun_again(rig: Rig) -> None:
+    rig.server.module_bytes = [100, 0]
+    result = rig.run()
+    assert result.exit_code == 0, result.output
+    assert rig.server.paths("GET").count("/builds/b-1/module") == 3
+
+
+def test_a_download_that_is_cut_again_and_again_is_an_error(rig: Rig) -> None:
+    rig.server.module_bytes = [100] * 10
+    result = rig.run()
+    assert result.exit_code == 6
+    assert "did not arrive whole" in result.stderr
+    assert not rig.module.exists()
+
+
+def elf(**changes: str) -> bytes:
+    fields = {"name": NAME, "livepatch": "Y", "vermagic": f"{RELEASE} SMP preempt mod_unload modversions "}
+    return elf_module(fields | changes)
+
+
+WRONG: dict[str, tuple[bytes, dict[str, Any], str]] = {
+    "digest": (elf(), {"module": {"name": NAME, "sha256": "0" * 64, "size": len(elf())}}, "SHA-256 differs"),
+    "longer": (elf(), {"module": {"name": NAME, "sha256": "0" * 64, "size": 20}}, "SHA-256 differs"),
+    "too large": (elf(), {"module": {"name": NAME, "sha256": "0" * 64, "size": 1 << 40}}, "the limit is"),
+    "no module": (elf(), {"module": None}, "reports no module"),
+    "not elf": (b"#!/bin/sh\nreboot\n" * 20, {}, "not a kernel module"),
+    "vermagic": (elf(vermagic="6.1.0 SMP "), {}, f"for the kernel 6.1.0, not for {RELEASE}"),
+    "reported release": (elf(), {"kernel": {"release": "6.1.0", "build_id": BUILD_ID}}, f"not for {RELEASE}"),
+    "not a livepatch": (elf(livepatch="N"), {}, "not marked as a livepatch"),
+    "name": (elf(name="other"), {}, "the module calls itself other"),
+    "machine": (elf_module(machine=183), {}, "another machine than this x86_64"),
+    "build id": (elf(), {"kernel": {"release": RELEASE, "build_id": "cd" * 20}}, f"this host runs {BUILD_ID}"),
+    "no build id": (elf(), {"kernel": {"release": RELEASE}}, "build ID (unknown)"),
+    "no proof": (elf(), {"proof": None}, "its proof is 'absent'"),
+    "weak proof": (elf(), {"proof": {"level": "layout"}}, "its proof is 'layout'"),
+    "no boot test": (elf(), {"verification": None}, "has not passed a boot test"),
+    "nothing changed": (elf(), {"changed": []}, "names no function"),
+    "functions": (
+        elf(),
+        {"changed": [{"object": "vmlinux", "function": "x", "kind": "changed"}]},
+        "does not patch what",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_as_it_should_be_is_not_loaded(rig: Rig, case: str) -> None:
+    module, changes, words = WRONG[case]
+    rig.server.module = module
+    rig.server.report = {k: v for k, v in (done_report(module) | changes).items() if v is not None}
+    result = rig.run()
+    assert result.exit_code == 4, result.output
+    assert words in result.stderr
+    assert "hint: " in result.stderr
+    assert livepatches(rig.host.root) == ()
+    assert (rig.kernel.log == []) == (case != "functions")
+    assert "failed" in rig.steps()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a" * 60, "", "a b"])
+def test_a_module_name_that_is_none_writes_nothing(rig: Rig, name: str) -> None:
+    rig.server.module = elf(name=name)
+    data = rig.server.module
+    said = {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    rig.server.report = {**done_report(data), "module": said}
+    result = rig.run("--no-load")
+    assert result.exit_code == 4
+    assert "cannot be the name of a module" in result.stderr
+    assert not list(rig.tmp.rglob("*.ko"))
+
+
+def test_without_a_boot_test_only_when_asked_for(rig: Rig) -> None:
+    rig.server.report = done_report(rig.server.module, verification=None)
+    result = rig.run("--no-verify")
+    assert result.exit_code == 0, result.output
+    assert json.loads(rig.server.seen[0].parts()[0][2])["verify"] is False
+
+
+# -- the kernel says no
+
+
+def test_a_transition_that_sticks_is_undone_and_journalled(rig: Rig) -> None:
+    rig.kernel.stuck = True
+    result = rig.run("--timeout", "3")
+    assert result.exit_code == 4
+    assert "did not finish within 3 s and was undone" in result.stderr
+    assert "1234 (cat)" in result.stderr
+    assert livepatches(rig.host.root) == ()
+    assert rig.steps() == ["requested", "received", "loading", "undoing", "undone", "failed"]
+
+
+def test_a_refused_load_is_explained_and_journalled(rig: Rig) -> None:
+    rig.kernel.refuse = errno.EKEYREJECTED
+    result = rig.run()
+    assert result.exit_code == 4
+    assert "EKEYREJECTED" in result.stderr
+    assert rig.steps() == ["requested", "received", "loading", "undone", "failed"]
+
+
+def test_enforced_signatures_are_told_of_first_and_then_kept(rig: Rig) -> None:
+    put(rig.host.root, {"sys/module/module/parameters/sig_enforce": "Y\n"})
+    result = rig.run()
+    assert result.exit_code == 4
+    assert "warning: this kernel takes only signed modules" in result.stderr
+    assert "is not signed" in result.stderr
+    assert rig.kernel.log == []
+
+
+def test_ctrl_c_in_the_transition_undoes_it(rig: Rig) -> None:
+    rig.kernel.seconds = 60
+    rig.kernel.interrupt_at = rig.kernel.time + 5
+    result = rig.run()
+    assert result.exit_code == 130
+    assert livepatches(rig.host.root) == ()
+    assert rig.steps()[-3:] == ["undoing", "undone", "failed"]
+
+
+def test_new_taint_is_a_warning(rig: Rig) -> None:
+    rig.kernel.taint |= 1 << 9
+    outcome = json.loads(rig.run("--json").stdout)
+    assert outcome["taint"] == "W"
+    assert "kernel issued a warning" in outcome["warnings"][0]
+
+
+# -- status and revert
+
+
+def test_status_joins_kernel_and_journal(rig: Rig) -> None:
+    rig.run()
+    rig.kernel.add("livepatch_foreign", moved=True)
+    data = json.loads(rig.run("status", "--json", patch=False).stdout)
+    foreign, ours = data["livepatches"]
+    assert ours["name"] == NAME
+    assert ours["enabled"] is True
+    assert ours["patches"] == ["meminfo.patch"]
+    assert ours["proof"] == "exact"
+    assert ours["verified"] is True
+    assert ours["since"] > 1_000_000
+    assert {"object": "vmlinux", "function": "meminfo_proc_show", "patched": True} in ours["functions"]
+    assert "since" not in foreign
+    assert data["taint_letters"] == "OEK"
+    (disagreement,) = data["disagreements"]
+    assert "livepatch_foreign, which the journal does not know" in disagreement
+    text = rig.run("status", patch=False).stdout
+    assert f"{NAME}: enabled since" in text
+    assert "from meminfo.patch" in text
+
+
+def test_revert_takes_it_out_again(rig: Rig) -> None:
+    rig.run()
+    result = rig.run("revert", NAME.replace("_", "-"), patch=False)
+    assert result.exit_code == 0, result.output
+    assert livepatches(rig.host.root) == ()
+    assert rig.steps() == ["requested", "received", "loading", "loaded", "reverting", "reverted"]
+    assert json.loads(rig.run("status", "--json", patch=False).stdout)["disagreements"] == []
+    again = rig.run("revert", NAME, patch=False)
+    assert again.exit_code == 4
+    assert "no livepatch" in again.stderr
+
+
+def test_a_revert_that_sticks_leaves_it_loaded_in_the_journal_too(rig: Rig) -> None:
+    rig.run()
+    rig.kernel.stuck_back = True
+    result = rig.run("revert", "--timeout", "2", NAME, patch=False)
+    assert result.exit_code == 4
+    assert "transition back" in result.stderr
+    assert rig.steps()[-4:] == ["reverting", "undoing", "undone", "loaded"]
+    assert json.loads(rig.run("status", "--json", patch=False).stdout)["disagreements"] == []
+
+
+def test_after_a_revert_it_can_be_loaded_again(rig: Rig) -> None:
+    rig.run()
+    rig.run("revert", NAME, patch=False)
+    assert "is loaded" in rig.run().stdout
+
+
+def test_a_foreign_livepatch_can_be_reverted(rig: Rig) -> None:
+    rig.kernel.add("foreign", moved=True)
+    assert rig.run("revert", "foreign", patch=False).exit_code == 0
+    assert livepatches(rig.host.root) == ()
+
+
+# -- the command line
+
+
+@pytest.mark.parametrize("flag", ["-e", "-l", "--cve", "--clear"])
+def test_the_cve_mode_is_said_not_to_be_there(rig: Rig, flag: str) -> None:
+    result = rig.run(flag)
+    assert result.exit_code == 2
+    assert "not part of this version" in result.stderr
+    assert rig.server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "There is nothing to do"),
+        (("-p", "/nonexistent.patch"), "cannot be read"),
+        (("-p", "{empty}"), "is empty"),
+        (("-p", "{text}"), "is not a patch"),
+        (("-p", "{large}"), "larger than"),
+        (("-p", "/"), "is not a file"),
+        (("-p", "{good}", "-k", "{text}"), "not a kernel configuration"),
+        (("-p", "{good}", "--check", "/nonexistent"), "cannot be read"),
+        (("-p", "{good}", "-a", "../../x y"), "cannot be the name of a kernel"),
+        (("-p", "{good}", "-u", "ftp://x"), "not the address of a server"),
+        (("-p", "{good}", "--timeout", "0"), "transition_timeout"),
+        (("revert", "../x"), "cannot be the name of a livepatch"),
+        (("--no-such-flag",), "No such option"),
+    ],
+)
+def test_wrong_usage_is_exit_status_two(rig: Rig, arguments: tuple[str, ...], words: str) -> None:
+    files = put(rig.tmp, {"empty": "\n", "text": "hello\n", "large": "+" * (4 << 20) + "\n", "good": PATCH})
+    filled = [word.format(**{name: files / name for name in ("empty", "text", "large", "good")}) for word in arguments]
+    result = rig.run(*filled, patch=False)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert rig.server.seen == []
+
+
+def test_version_and_help(rig: Rig) -> None:
+    assert rig.run("-v", patch=False).stdout.startswith("elivepatch ")
+    usage = rig.run("-h", patch=False).stdout
+    for flag in ("-c", "-e", "-p", "-k", "-a", "-l", "-u", "-d", "-v", "--base-patch", "--no-load", "-o", "--check"):
+        assert f"{flag}" in usage
