@@ -30,14 +30,15 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes, *, asides: Path | None = None) -> None:
     """Write a file so that at any moment, power cuts included, the old one or all of the new one is there.
 
-    Raises OSError, with nothing left behind.
+    It is first written aside, in ``asides`` (the same file system) or else beside its place; a kill leaves that file
+    behind. Raises OSError, with nothing left behind.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside = (asides or path.parent) / f".{path.name}.{secrets.token_hex(4)}"
     try:
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -51,10 +52,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 class ArtifactStore:
-    """Artifacts in a directory, ``ab/abcdef…`` below it."""
+    """Artifacts in a directory, ``ab/abcdef…`` below it. One server at a time opens it (`directory.only_server`)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._asides = directory / "incoming"
+        self._asides.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._asides.iterdir():  # by a server that was killed while it wrote
+            left.unlink()
 
     def _path(self, digest: str) -> Path:
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
@@ -69,7 +74,8 @@ class ArtifactStore:
         path = self._path(digest)
         if not self.holds(digest):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(path, data)
+            sync_directory(self._directory)
+            write_atomically(path, data, asides=self._asides)
 
     def holds(self, digest: str) -> bool:
         """Whether there is such an artifact; only `get` looks inside."""

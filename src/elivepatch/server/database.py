@@ -112,6 +112,9 @@ class Database:
         config = Config()
         config.set_main_option("script_location", "elivepatch.server:migrations")
         with _told(), self.engine.begin() as connection:
+            if connection.dialect.name == "sqlite":
+                # The driver would begin no transaction for DDL, and a kill would leave half a migration behind.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

@@ -280,6 +280,19 @@ class EventReader:
     #: Bytes that one call reads at most.
     chunk: int = 256 * 1024
 
+    def grown(self) -> bool:
+        """Whether there is more to read."""
+        try:
+            return self.path.stat().st_size > self.offset
+        except FileNotFoundError:
+            return False
+
+    def advance(self) -> bool:
+        """Read on, only to count; whether there was anything."""
+        before = self.offset
+        self.read()
+        return self.offset > before
+
     def read(self) -> list[tuple[int, dict[str, Any]]]:
         """The events that were added, each with its id; lines that are no event (torn by a kill) only count."""
         try:

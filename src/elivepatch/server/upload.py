@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading the body of ``POST builds``: a multipart form (RFC 7578) whose limits hold while it arrives.
+
+Everything is kept in memory, at most `limits.REQUEST_BYTES` of it; the upload that breaks a limit is answered at
+that byte, whatever its Content-Length said, and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from elivepatch.errors import (
+    BadRequestError,
+    BusyError,
+    InputTooLargeError,
+    InvalidInputError,
+    NotOfferedError,
+    UnsupportedMediaTypeError,
+    UploadTimeoutError,
+)
+from elivepatch.pipeline import InputFile, Job
+from elivepatch.protocol import limits
+from elivepatch.protocol.models import BuildRequest
+from elivepatch.server.problems import model_error
+
+#: Bytes of the JSON of a request.
+REQUEST_JSON_BYTES = 64 * 1024
+_HINT = "docs/api.md says how a build is asked for."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A part that a request may have: bytes of one, and how many there may be."""
+
+    size: int
+    count: int
+
+
+_KINDS = {
+    "request": _Kind(REQUEST_JSON_BYTES, 1),
+    "patch": _Kind(limits.PATCH_BYTES, limits.PATCHES),
+    "base_patch": _Kind(limits.PATCH_BYTES, limits.PATCHES),
+    "config": _Kind(limits.CONFIG_BYTES, 1),
+    "check": _Kind(limits.CHECK_BYTES, 1),
+}
+#: Parts that the contract knows and this server cannot use yet.
+_NOT_OFFERED = {"vmlinux", "symvers"}
+
+
+@dataclass
+class _Part:
+    kind: _Kind
+    role: str
+    name: str
+    data: bytearray = field(default_factory=bytearray)
+
+
+class _Form:
+    """Takes the parts as the parser finds them; raises as soon as one is not as it should be."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self.parts: dict[str, list[InputFile]] = {name: [] for name in _KINDS}
+        self.complete = False
+        self._part: _Part | None = None
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._headers: dict[str, bytes] = {}
+        self.parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_name,
+                "on_header_value": self._on_value,
+                "on_header_end": self._on_header,
+                "on_headers_finished": self._on_headers,
+                "on_part_data": self._on_data,
+                "on_part_end": self._on_end,
+                "on_end": self._on_form_end,
+            },
+        )
+
+    def _begin(self) -> None:
+        self._headers = {}  # the parser bounds how many there are and how long
+
+    def _on_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header(self) -> None:
+        self._headers[self._header_name.decode("latin-1").lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_headers(self) -> None:
+        disposition, options = parse_options_header(self._headers.get("content-disposition", b""))
+        field_name = options.get(b"name", b"").decode("utf-8", "replace")
+        if disposition != b"form-data" or not field_name:
+            raise BadRequestError("A part of the request has no name.", hint=_HINT)
+        if field_name in _NOT_OFFERED:
+            raise NotOfferedError(
+                f"This server cannot use the part '{field_name}' yet.",
+                hint="Leave it out: the server gets the kernel's own files from where the kernel comes from.",
+            )
+        kind = _KINDS.get(field_name)
+        if kind is None:
+            raise InvalidInputError(
+                f"The request has a part '{for_people(field_name, 'part')}', which is none of {', '.join(_KINDS)}.",
+                hint=_HINT,
+            )
+        number = len(self.parts[field_name]) + 1
+        if number > kind.count:
+            if kind.count > 1:
+                raise InputTooLargeError(
+                    f"The request has more than {kind.count} parts '{field_name}'.", hint="Join some of them."
+                )
+            raise InvalidInputError(f"The request has more than one part '{field_name}'.", hint=_HINT)
+        name = options.get(b"filename", b"").decode("utf-8", "replace")
+        self._part = _Part(kind, field_name, for_people(name, f"{field_name}-{number}"))
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part is None:
+            raise BadRequestError("A part of the request has no headers.", hint=_HINT)
+        if len(part.data) + end - start > part.kind.size:
+            raise InputTooLargeError(
+                f"The part '{part.role}' ({part.name}) has more than {part.kind.size} bytes.",
+                hint="A livepatch is made from a small change; send only what it needs.",
+            )
+        part.data += data[start:end]
+
+    def _on_end(self) -> None:
+        if self._part is None:
+            raise BadRequestError("A part of the request has no headers.", hint=_HINT)
+        self.parts[self._part.role].append(InputFile(self._part.name, bytes(self._part.data)))
+        self._part = None
+
+    def _on_form_end(self) -> None:
+        self.complete = True
+
+
+def for_people(name: str, default: str) -> str:
+    """A file's name as it is shown: one line, printable, short, without directories. It is never used as a path."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(char for char in last if char.isprintable())[:200] or default
+
+
+async def read_job(request: Request, *, slots: asyncio.Semaphore, seconds: float) -> Job:
+    """The build that a request asks for.
+
+    ``slots`` bounds how many are read at once, ``seconds`` how long one may take, waiting included. Raises the
+    InvalidInputErrors of the upload, and BusyError when no slot came free.
+    """
+    request.state.unread = True
+    boundary = _check_head(request)
+    waiting = True
+    try:
+        async with asyncio.timeout(seconds), slots:
+            waiting = False
+            form = await _read(request, boundary)
+    except TimeoutError:
+        if waiting:
+            raise BusyError("Too many uploads are being read.") from None
+        raise UploadTimeoutError(
+            f"The request did not arrive within {seconds:.0f} s.", hint="Try again over a better connection."
+        ) from None
+    request.state.unread = False
+    return _as_job(form)
+
+
+def _check_head(request: Request) -> bytes:
+    """The boundary of the form. Refuses what can be refused before the first byte of the body."""
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        raise UnsupportedMediaTypeError("A build is asked for with a form, 'multipart/form-data'.", hint=_HINT)
+    length = request.headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and int(length) > limits.REQUEST_BYTES:
+        raise _too_large()
+    return boundary
+
+
+def _too_large() -> InputTooLargeError:
+    return InputTooLargeError(
+        f"The request has more than {limits.REQUEST_BYTES} bytes.",
+        hint="A livepatch is made from a small change; send only the patches that it needs.",
+    )
+
+
+async def _read(request: Request, boundary: bytes) -> _Form:
+    total = 0
+    try:
+        form = _Form(boundary)
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > limits.REQUEST_BYTES:
+                raise _too_large()
+            if chunk:
+                form.parser.write(chunk)
+        form.parser.finalize()
+    except FormParserError as error:
+        raise BadRequestError(f"The request is not a multipart form: {error}.", hint=_HINT) from error
+    if not form.complete:
+        raise BadRequestError("The request ends in the middle of a part.", hint="Send it again.")
+    return form
+
+
+def _as_job(form: _Form) -> Job:
+    if not form.parts["request"]:
+        raise InvalidInputError("The request has no part 'request'.", hint=_HINT)
+    if not form.parts["patch"]:
+        raise InvalidInputError("The request has no patch.", hint="Send one to 64 parts 'patch'.")
+    try:
+        request = BuildRequest.model_validate_json(form.parts["request"][0].data)
+    except ValidationError as error:
+        raise model_error(error, "The part 'request'") from error
+    config, check = form.parts["config"], form.parts["check"]
+    return Job(
+        request=request,
+        patches=tuple(form.parts["patch"]),
+        base_patches=tuple(form.parts["base_patch"]),
+        config=config[0].data if config else None,
+        check=check[0].data if check else None,
+    )
