@@ -62,7 +62,14 @@ def check_url(url: str) -> str:
         raise InvalidSettingError(
             f"{url!r} is not an address: {error}.", hint="For instance http://host:5000"
         ) from error
-    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.query or parsed.fragment or parsed.userinfo:
+    if (
+        re.search(r"\s", url)
+        or parsed.scheme not in {"http", "https"}
+        or not parsed.host
+        or parsed.query
+        or parsed.fragment
+        or parsed.userinfo
+    ):
         raise InvalidSettingError(
             f"{url!r} is not the address of a server.", hint="Write http:// or https://, a host, and a port if need be."
         )
