@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guard of IBT: a livepatch must not take the address of a function whose ENDBR the kernel has sealed.
+
+With CONFIG_X86_KERNEL_IBT the kernel overwrites, at boot, the ENDBR of every function that nothing calls through a
+pointer (the list is ``.ibt_endbr_seal`` of vmlinux, arch/x86/kernel/alternative.c). A pointer to one of them that a
+livepatch makes would fault when called, on hardware with IBT only: emulators do not show it, so it is checked here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.errors import CannotLivepatchError, Diagnosis
+from elivepatch.kernel.elf import (
+    R_X86_64_32,
+    R_X86_64_32S,
+    R_X86_64_64,
+    R_X86_64_PC32,
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    SHN_UNDEF,
+    STT_FUNC,
+    ElfImage,
+    unpack_relocations,
+)
+
+_KLP_SYMBOL = ".klp.sym."
+_SHN_LIVEPATCH = 0xFF20
+_HINT = "Call the function directly, or through a new function of the patch that calls it."
+
+
+def check_sealed(kernel: PreparedKernel, module: Path) -> None:
+    """Raise CannotLivepatchError where the module takes the address of a sealed function."""
+    with ElfImage(kernel.vmlinux) as image:
+        section = image.section(".ibt_endbr_seal")
+        if section is None:
+            return
+        data = image.data(section)
+        # one 32-bit offset each, relative to its own place
+        entries = struct.iter_unpack("<i", data[: len(data) // 4 * 4])
+        sealed = {section.address + 4 * index + offset for index, (offset,) in enumerate(entries)}
+        taken = dict(addresses_taken(module))
+        if not taken:
+            return
+        names = {
+            symbol.name
+            for symbol in image.iter_symbols(lambda raw: raw.decode(errors="replace") in taken)
+            if symbol.type == STT_FUNC and symbol.value in sealed
+        }
+    findings = [
+        Diagnosis(
+            rule="sealed-endbr",
+            function=name,
+            message=f"{taken[name]} takes the address of {name}(), which the kernel has sealed against indirect calls.",
+            hint=_HINT,
+            doc="docs/refusals.md#sealed-endbr",
+        )
+        for name in sorted(names)
+    ]
+    if findings:
+        raise CannotLivepatchError(findings[0].message, hint=_HINT, diagnosis=findings)
+
+
+def addresses_taken(module: Path) -> Iterator[tuple[str, str]]:
+    """The kernel's symbols whose address a module takes, each with the section that does."""
+    with ElfImage(module) as image:
+        table = image.symbol_table()
+        for rela in image.sections:
+            if rela.type != 4 or rela.info >= len(image.sections):
+                continue
+            target = image.sections[rela.info]
+            if not target.flags & SHF_ALLOC or not _holds_pointers(target.name, bool(target.flags & SHF_EXECINSTR)):
+                continue
+            code = image.data(target)
+            for relocation in unpack_relocations(image.data(rela)):
+                symbol = table[relocation.symbol]
+                if symbol.section not in (SHN_UNDEF, _SHN_LIVEPATCH):
+                    continue
+                if relocation.type in (R_X86_64_64, R_X86_64_32, R_X86_64_32S) or (
+                    relocation.type == R_X86_64_PC32 and not _is_branch(code, relocation.offset)
+                ):
+                    yield kernel_name(symbol.name), target.name
+
+
+def kernel_name(symbol: str) -> str:
+    """The kernel's name of a livepatch's symbol: NAME of ``.klp.sym.OBJECT.NAME,SYMPOS`` (livepatch/module-elf-format)."""
+    if not symbol.startswith(_KLP_SYMBOL):
+        return symbol
+    return symbol.removeprefix(_KLP_SYMBOL).partition(".")[2].rpartition(",")[0]
+
+
+def _holds_pointers(section: str, executable: bool) -> bool:
+    """Code and data; not the tables beside them, which name code without calling it."""
+    return executable or section.startswith((".data", ".rodata", ".bss", ".ro_after_init"))
+
+
+def _is_branch(code: bytes, offset: int) -> bool:
+    """Whether the 32-bit operand at an offset is that of a call, a jump or a conditional jump (Intel SDM, volume 2)."""
+    if offset and code[offset - 1] in (0xE8, 0xE9):
+        return True
+    return offset > 1 and code[offset - 2] == 0x0F and 0x80 <= code[offset - 1] <= 0x8F

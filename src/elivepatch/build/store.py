@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A store of directories by key: made once, shared, bounded in size.
+
+An entry is built aside and renamed into place when it is whole, so a kill at any moment leaves an entry or nothing.
+Locks are kept by the kernel (flock) and end with their process: shared while an entry is used, exclusive while it is
+made or removed. Entries used least recently are removed first, and never while in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a store. ``size`` is bytes on disk, ``last_used`` seconds since the epoch."""
+
+    key: str
+    path: Path
+    size: int
+    last_used: float
+
+
+class Store:
+    """The entries of one kind, below one directory."""
+
+    def __init__(self, directory: Path, limit_bytes: int) -> None:
+        self._directory = directory
+        self._limit_bytes = limit_bytes
+
+    @contextmanager
+    def use(self, key: str, make: Callable[[Path], None]) -> Generator[tuple[Path, bool]]:
+        """The entry of that key, held while the block runs; ``make`` fills the directory it is given if there is none.
+
+        Gives the path, and whether the entry was there already. Callers that ask at once for one that is missing wait
+        for the first of them to make it.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / key
+        with self._lock_file(key) as lock:
+            was_there = True
+            while True:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if path.is_dir():
+                    break
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.is_dir():
+                    was_there = False
+                    self._make(key, make)
+            self._touch(key)
+            if not was_there:
+                self.collect()
+            yield path, was_there
+
+    def entries(self) -> list[Entry]:
+        """What is there, the least recently used first."""
+        found: list[Entry] = []
+        if self._directory.is_dir():
+            for path in self._directory.iterdir():
+                if path.is_dir() and not path.name.startswith("."):
+                    stamp = self._stamp(path.name)
+                    used = stamp.stat().st_mtime if stamp.exists() else path.stat().st_mtime
+                    found.append(Entry(path.name, path, disk_usage(path), used))
+        return sorted(found, key=lambda entry: entry.last_used)
+
+    def collect(self, limit_bytes: int | None = None) -> list[Entry]:
+        """Remove entries until the store is within its limit; gives those that were removed."""
+        limit = self._limit_bytes if limit_bytes is None else limit_bytes
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        removed: list[Entry] = []
+        for entry in entries:
+            if total <= limit:
+                break
+            if self.remove(entry.key):
+                total -= entry.size
+                removed.append(entry)
+        return removed
+
+    def remove(self, key: str) -> bool:
+        """Remove an entry; False where it is in use or not there."""
+        path = self._directory / key
+        with self._lock_file(key) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if not path.is_dir():
+                return False
+            trash = Path(tempfile.mkdtemp(prefix=f".{key}.trash.", dir=self._directory))
+            path.rename(trash / "entry")
+            remove_tree(trash)
+            self._stamp(key).unlink(missing_ok=True)
+            return True
+
+    def _make(self, key: str, make: Callable[[Path], None]) -> None:
+        for left in self._directory.glob(f".{key}.*.*"):  # of a maker that was killed: we hold its lock
+            if left.is_dir():
+                remove_tree(left)
+        work = Path(tempfile.mkdtemp(prefix=f".{key}.part.", dir=self._directory))
+        work.chmod(0o755)
+        try:
+            make(work)
+            work.rename(self._directory / key)
+        except BaseException:
+            remove_tree(work)
+            raise
+
+    @contextmanager
+    def _lock_file(self, key: str) -> Generator[int]:
+        # never removed: a lock file that is unlinked while another process waits on it would be two locks
+        fd = os.open(self._directory / f".{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _stamp(self, key: str) -> Path:
+        return self._directory / f".{key}.used"
+
+    def _touch(self, key: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not stop a build that needs no more of it
+            self._stamp(key).touch()
+            now = time.time()
+            os.utime(self._stamp(key), (now, now))
+
+
+def disk_usage(path: Path) -> int:
+    """Bytes that a directory takes on disk."""
+    total = 0
+    for base, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(base) / name).lstat().st_blocks * 512
+    return total
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, also one in which overlayfs left directories without any permission (its work directory)."""
+
+    def again(function: Callable[[str], object], name: str, _error: object) -> None:
+        with contextlib.suppress(OSError):
+            Path(name).chmod(0o700)
+            function(name)
+
+    shutil.rmtree(path, onerror=again)
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Taking Debian's packages apart into the layers and facts of a prepared kernel.
+
+What is in which package: engineering facts of Debian's ``linux`` source package (linux-image, linux-headers,
+linux-kbuild, linux-source, and the -dbg package).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from elivepatch.errors import InternalError, KernelUnavailableError
+from elivepatch.kernel.elf import STT_FILE, Symbol, readelf_symbols, unpack_symbols
+from elivepatch.kernel.units import compile_units
+from elivepatch.process import run
+from elivepatch.progress import Progress
+from elivepatch.sources.provider import KernelFiles
+from elivepatch.toolchains.roots import Root
+from elivepatch.toolchains.sandbox import JOB, Sandbox, give_to_sandbox, sandbox_owner
+
+
+def source(package: Path, work: Path, progress: Progress) -> None:
+    """Unpack the source that a linux-source package holds into a directory, as the sandbox's owner."""
+    progress.step(f"unpacking {package.name}")
+    with TemporaryDirectory(prefix=".deb.", dir=work.parent) as scratch:
+        run(["dpkg-deb", "--extract", package, scratch], timeout=600)
+        archives = sorted(Path(scratch).glob("usr/src/linux-source-*.tar.xz"))
+        if len(archives) != 1:
+            raise KernelUnavailableError(f"{package.name} holds no linux-source archive.")
+        user, group = sandbox_owner()
+        run(
+            [
+                *("tar", "-x", "-C", work, "--strip-components=1", "--use-compress-program=xz -T2 -d"),
+                *(f"--owner={user}", f"--group={group}", "--no-same-owner", "-f", archives[0]),
+            ],
+            timeout=900,
+        )
+    own(work)
+
+
+def own(top: Path) -> None:
+    """Give a whole layer to the sandbox's owner: what overlayfs copies up keeps its owner."""
+    if os.geteuid() == 0:
+        user, group = sandbox_owner()
+        run(["chown", "-R", "-h", f"{user}:{group}", top], timeout=600)
+
+
+def products(headers: Path, kbuild: Path, target: Path) -> None:
+    """The layer of configuration, generated headers and host tools, from the headers and kbuild packages."""
+    with TemporaryDirectory(prefix=".deb.", dir=target.parent) as scratch:
+        for package in (headers, kbuild):
+            run(["dpkg-deb", "--extract", package, scratch], timeout=600)
+        trees = [path for path in Path(scratch).glob("usr/src/linux-headers-*") if (path / ".config").exists()]
+        tools = sorted(Path(scratch).glob("usr/lib/linux-kbuild-*"))
+        if len(trees) != 1 or len(tools) != 1:
+            raise KernelUnavailableError(f"{headers.name} and {kbuild.name} do not hold what Debian's packages hold.")
+        # what the package calls vmlinux holds BTF only; Makefile, scripts and tools lead into the system
+        ignored = {"vmlinux", "Makefile", "scripts", "tools"}
+        shutil.copytree(trees[0], target, symlinks=True, ignore=_only_at(trees[0], ignored))
+        for name in ("scripts", "tools"):
+            shutil.copytree(tools[0] / name, target / name, symlinks=True)
+    # kbuild makes the configuration anew when .config or a Kconfig file is newer than auto.conf, and in a root without
+    # one of the tools it asks for (rustc) the result is another. So auto.conf is the newest, and depends on nothing.
+    (target / "include/config/auto.conf.cmd").write_text("")
+    later = time.time() + 1
+    for name in ("include/config/auto.conf.cmd", "include/config/auto.conf", "include/generated/autoconf.h"):
+        os.utime(target / name, (later, later))
+    own(target)
+
+
+def _only_at(top: Path, names: set[str]) -> Callable[[str, list[str]], set[str]]:
+    return lambda directory, entries: names.intersection(entries) if Path(directory) == top else set()
+
+
+def make_variables(products_layer: Path) -> dict[str, str]:
+    """CROSS_COMPILE and CC as Debian's makers set them, from ``.kernelvariables``."""
+    text = (products_layer / ".kernelvariables").read_text()
+    cross = re.search(r"^override CROSS_COMPILE = (\S*)$", text, re.MULTILINE)
+    compiler = re.search(r"^CC = .*\$\(CROSS_COMPILE\)(\S+)$", text, re.MULTILINE)
+    if compiler is None:
+        raise InternalError(f"The headers' .kernelvariables name no compiler: {text[:500]}")
+    prefix = cross[1] if cross else ""
+    return {"CROSS_COMPILE": prefix, "CC": f"{prefix}{compiler[1]}"}
+
+
+def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str:
+    """Fill ``image``, ``modules`` and ``symbols`` from the image and debug packages; gives the name of the vmlinux."""
+    target = work / "image"
+    target.mkdir()
+    with TemporaryDirectory(prefix=".deb.", dir=work) as scratch:
+        for package in files.images:
+            run(["dpkg-deb", "--extract", files.path(package), scratch], timeout=600)
+        booted = sorted(Path(scratch).glob("boot/vmlinuz-*"))
+        modules = [path for path in Path(scratch).glob("*/lib/modules/*") if (path / "kernel").is_dir()]
+        modules += [path for path in Path(scratch).glob("lib/modules/*") if (path / "kernel").is_dir()]
+        if len(booted) != 1 or len(modules) != 1:
+            raise KernelUnavailableError(f"{files.images[0].file} does not hold what Debian's packages hold.")
+        booted[0].rename(target / "vmlinuz")
+        modules[0].rename(work / "modules")
+    with TemporaryDirectory(prefix=".deb.", dir=work) as scratch:
+        Path(scratch).chmod(0o755)
+        archive = Path(scratch) / "debug.tar"
+        strip = Path(scratch) / "strip"
+        strip.mkdir()
+        give_to_sandbox(strip)
+        progress.step(f"taking {files.debug.file} apart")
+        run(["dpkg-deb", "--fsys-tarfile", files.path(files.debug)], stdout=archive, timeout=1800)
+        name = _debug_files(archive, strip, work / "symbols")
+        units = compile_units(strip / "vmlinux.debug")
+        (target / "units.json").write_text(json.dumps(units))
+        Sandbox(root.path, job=strip).run(
+            [
+                "objcopy",
+                "--strip-debug",
+                "--keep-file-symbols",
+                "--remove-section=.BTF",
+                f"{JOB}/vmlinux.debug",
+                f"{JOB}/vmlinux",
+            ]
+        )
+        shutil.copyfile(strip / "vmlinux", target / "vmlinux")
+    with (target / "vmlinux").open("rb") as stream:
+        tables = raw_tables(memoryview(stream.read()))
+    (target / "vmlinux.symtab").write_text(readelf_symbols(tables.symtab, tables.strtab))
+    return name
+
+
+def _debug_files(archive: Path, target: Path, symbols: Path) -> str:
+    """Take vmlinux and the symbol tables of all modules out of the debug package."""
+    symbols.mkdir()
+    vmlinux = ""
+    with tarfile.open(archive) as tar, archive.open("rb") as stream:
+        for member in tar:
+            if not member.isreg():
+                continue
+            name = Path(member.name).name
+            if name.startswith("vmlinux-"):
+                with tar.extractfile(member) or _missing(name) as data, (target / "vmlinux.debug").open("wb") as out:
+                    shutil.copyfileobj(data, out, 1024 * 1024)
+                vmlinux = name
+            elif name.endswith((".ko", ".ko.debug")):
+                stream.seek(member.offset_data)
+                tables = raw_tables(memoryview(stream.read(member.size)))
+                write_symbols(symbols / f"{module_name(name)}.z", tables)
+    if not vmlinux:
+        raise KernelUnavailableError(f"{archive.name} of the debug package holds no vmlinux.")
+    return vmlinux
+
+
+def _missing(name: str) -> tarfile.ExFileObject:
+    raise InternalError(f"{name} cannot be read from the debug package.")
+
+
+# -- modules
+
+
+def module_name(file: str) -> str:
+    """The name the kernel knows a module by: without directory and suffixes, ``-`` as ``_``."""
+    return re.sub(r"\.ko(\.debug|\.xz|\.zst|\.gz)?$", "", Path(file).name).replace("-", "_")
+
+
+def module_names(directory: Path) -> dict[str, str]:
+    """The shipped modules: name to path below the directory."""
+    paths = sorted(path for path in directory.rglob("*.ko*") if path.is_file())
+    return {module_name(path.name): str(path.relative_to(directory)) for path in paths}
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """The section names of an ELF file by index, and its symbol table as it stands there."""
+
+    sections: Sequence[str]
+    symtab: bytes
+    strtab: bytes
+
+
+def raw_tables(view: memoryview) -> RawTables:
+    """Section names and symbol table of a 64-bit little-endian ELF file (gABI chapter 4); fast, for 1000 modules."""
+    if bytes(view[:6]) != b"\x7fELF\x02\x01":
+        raise InternalError("A debug file is not a 64-bit ELF file.")
+    (offset,) = struct.unpack_from("<Q", view, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", view, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", view, offset + index * size) for index in range(count)]
+
+    def content(header: tuple[int, ...]) -> bytes:
+        return bytes(view[header[4] : header[4] + header[5]])
+
+    names = content(headers[names_index])
+    sections = [names[header[0] : names.index(b"\0", header[0])].decode() for header in headers]
+    for header in headers:
+        if header[1] == 2:  # SHT_SYMTAB, its strings are at sh_link
+            return RawTables(sections, content(header), content(headers[header[6]]))
+    return RawTables(sections, b"", b"\0")
+
+
+@dataclass(frozen=True)
+class ModuleSymbols:
+    """The full symbol table of a module; section indices are those of its debug file, ``sections`` has their names."""
+
+    sections: Sequence[str]
+    symtab: bytes
+    strtab: bytes
+
+    def symbols(self) -> list[Symbol]:
+        """The symbols, without FILE ones."""
+        return [symbol for symbol in unpack_symbols(self.symtab, self.strtab) if symbol.type != STT_FILE]
+
+    def readelf(self) -> str:
+        """The table in the form of readelf."""
+        return readelf_symbols(self.symtab, self.strtab)
+
+
+def write_symbols(path: Path, tables: RawTables) -> None:
+    """Write a symbol table, compressed."""
+    names = "\n".join(tables.sections).encode()
+    head = struct.pack("<III", len(names), len(tables.symtab), len(tables.strtab))
+    path.write_bytes(zlib.compress(head + names + tables.symtab + tables.strtab, 1))
+
+
+def read_symbols(path: Path) -> ModuleSymbols:
+    """Read what `write_symbols` wrote."""
+    data = zlib.decompress(path.read_bytes())
+    names, symtab, strtab = struct.unpack_from("<III", data)
+    at = 12
+    return ModuleSymbols(
+        data[at : at + names].decode().split("\n"),
+        data[at + names : at + names + symtab],
+        data[at + names + symtab : at + names + symtab + strtab],
+    )

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's kernels: from a release to its packages at exactly one source version.
+
+apt is the authority: it reads the package lists of the configuration it is given, checks their signatures, and names
+the address and the digest of each package. Nothing here names a mirror.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from elivepatch.errors import DiskFullError, DownloadFailedError, KernelUnavailableError
+from elivepatch.kernel.release import Release, parse_release
+from elivepatch.process import ProgramError, find_program, run
+from elivepatch.progress import Progress
+from elivepatch.sources.provider import KernelFiles, Package
+
+_APT_HELPER = Path("/usr/lib/apt/apt-helper")
+_FLAVOURS = ("amd64", "cloud-amd64", "rt-amd64")
+#: Seconds after which package lists are asked for again when they do not have a release.
+_LISTS_AGE = 1800.0
+_URI_LINE = re.compile(
+    r"'(?P<uri>[^']+)' (?P<name>[A-Za-z0-9.+~_%-]+\.deb) (?P<size>\d+) (?P<hash>SHA256:[0-9a-f]{64})"
+)
+
+
+@dataclass(frozen=True)
+class AptConfiguration:
+    """Which packages apt sees: ``sources_list`` is the file with the archives, ``trusted`` the directory of their keys.
+
+    For a build root both are its own; None stands for those of this machine.
+    """
+
+    name: str
+    sources_list: Path | None = None
+    trusted: Path | None = None
+
+
+class DebianSource:
+    """Kernels of one Debian suite, seen through an apt configuration; packages and lists are kept below ``cache``."""
+
+    def __init__(self, configuration: AptConfiguration, cache: Path) -> None:
+        self._configuration = configuration
+        self._state = cache / "apt" / configuration.name
+        self._packages = cache / "packages"
+
+    # -- the interface of a source
+
+    def find(self, release: Release, progress: Progress) -> KernelFiles | None:
+        """The files of a release; package lists are fetched when they are missing, or too old to know it.
+
+        What was found once is remembered: the packages of a release never change.
+        """
+        record = self._state / "releases" / f"{release}.json"
+        if record.exists():
+            return self._load(release, record)
+        self._ensure_lists(progress, refresh=False)
+        files = self._find(release)
+        if files is None and self._lists_age() > _LISTS_AGE:
+            self._ensure_lists(progress, refresh=True)
+            files = self._find(release)
+        if files is not None:
+            self._save(files, record)
+        return files
+
+    def offered(self, progress: Progress) -> list[Release]:
+        """The releases of which all that is needed is offered, the newest last."""
+        self._ensure_lists(progress, refresh=False)
+        names = set(run(self._apt("apt-cache", "pkgnames", "linux-image-")).stdout.split())
+        texts = [name.removeprefix("linux-image-") for name in names if not name.endswith(("-dbg", "-unsigned"))]
+        texts = [text for text in texts if text[:1].isdigit() and text.endswith(_FLAVOURS)]
+        wanted = [f"{package}-{text}" for text in texts for package in ("linux-image", "linux-headers")]
+        versions = self._versions([*wanted, *(f"linux-image-{text}-dbg" for text in texts)])
+        return sorted(parse_release(text) for text in texts if self._version(versions, text))
+
+    def download(self, files: KernelFiles, progress: Progress) -> None:
+        """Download the packages that are not here yet."""
+        packages = files.packages()
+        for number, package in enumerate(packages, start=1):
+            if not files.path(package).exists():
+                size = f"{package.size / 1024**2:.0f} MB"
+                progress.step(f"downloading {package.file}, {size} ({number} of {len(packages)})")
+                self._download(package, files.path(package))
+
+    # -- apt
+
+    def _apt(self, program: str, *words: str) -> list[str]:
+        find_program(program, hint="Install apt.")
+        options = {
+            "Dir::State::Lists": self._state / "lists",
+            "Dir::State::status": "/dev/null",
+            "Dir::Cache": self._state / "cache",
+            "APT::Architecture": "amd64",
+            "APT::Sandbox::User": "",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+        }
+        if self._configuration.sources_list is not None:
+            options["Dir::Etc::SourceList"] = self._configuration.sources_list
+            options["Dir::Etc::SourceParts"] = "-"
+        if self._configuration.trusted is not None:
+            options["Dir::Etc::TrustedParts"] = self._configuration.trusted
+        for directory in ("lists/partial", "cache/archives/partial"):
+            (self._state / directory).mkdir(parents=True, exist_ok=True)
+        return [program, *(f"-o{name}={value}" for name, value in options.items()), *words]
+
+    def _lists_age(self) -> float:
+        stamp = self._state / "updated"
+        return time.time() - stamp.stat().st_mtime if stamp.exists() else float("inf")
+
+    def _ensure_lists(self, progress: Progress, *, refresh: bool) -> None:
+        if not refresh and (self._state / "updated").exists():
+            return
+        progress.step(f"package lists of {self._configuration.name}")
+        try:
+            done = run(self._apt("apt-get", "update", "--error-on=any"), timeout=600, sink=progress.log)
+        except ProgramError as error:
+            raise DownloadFailedError(
+                f"The package lists of '{self._configuration.name}' cannot be had:\n{error.message}",
+                hint="Check the apt configuration of this root and the network of this machine.",
+            ) from error
+        if not any((self._state / "lists").glob("*_Packages*")):
+            raise DownloadFailedError(f"apt fetched no package list: {done.stdout[-500:]}")
+        (self._state / "updated").touch()
+
+    def _versions(self, packages: Sequence[str]) -> dict[str, list[str]]:
+        """The versions at which packages are offered."""
+        found: dict[str, list[str]] = {package: [] for package in packages}
+        if packages:
+            for line in run(self._apt("apt-cache", "madison", *packages)).stdout.splitlines():
+                fields = [field.strip() for field in line.split("|")]
+                if len(fields) == 3 and fields[0] in found and fields[1] not in found[fields[0]]:
+                    found[fields[0]].append(fields[1])
+        return found
+
+    @staticmethod
+    def _version(versions: dict[str, list[str]], release: str) -> str | None:
+        """The one source version of a release, where all that is needed is offered at it."""
+        for version in versions.get(f"linux-image-{release}", []):
+            if all(
+                version in versions.get(f"linux-{rest}", []) for rest in (f"image-{release}-dbg", f"headers-{release}")
+            ):
+                return version
+        return None
+
+    def _find(self, release: Release) -> KernelFiles | None:
+        image, headers = f"linux-image-{release}", f"linux-headers-{release}"
+        abi = release.text
+        for flavour in sorted(_FLAVOURS, key=len, reverse=True):
+            abi = abi.removesuffix(f"-{flavour}")
+        kbuilds = [f"linux-kbuild-{abi}", f"linux-kbuild-{release.series}"]  # by ABI since 6.12, before that by series
+        split = [f"linux-binary-{release}", f"linux-modules-{release}"]  # the image package is split since 7.x
+        source = f"linux-source-{release.series}"
+        versions = self._versions([image, f"{image}-dbg", headers, source, *kbuilds, *split])
+        version = self._version(versions, str(release))
+        kbuild = next((name for name in kbuilds if version in versions[name]), None)
+        if version is None or kbuild is None or version not in versions[source]:
+            return None
+        images = [image, *(name for name in split if version in versions[name])]
+        found = self._describe([*images, f"{image}-dbg", headers, kbuild, source], version)
+        return KernelFiles(
+            release=release,
+            origin=f"debian:linux {version} ({self._configuration.name})",
+            toolchain=self._configuration.name,
+            directory=self._packages,
+            images=[found[name] for name in images],
+            debug=found[f"{image}-dbg"],
+            headers=found[headers],
+            kbuild=found[kbuild],
+            source=found[source],
+        )
+
+    def _save(self, files: KernelFiles, record: Path) -> None:
+        data = asdict(files)
+        for name in ("release", "directory"):
+            del data[name]
+        record.parent.mkdir(parents=True, exist_ok=True)
+        aside = record.with_suffix(f".{os.getpid()}.part")
+        aside.write_text(json.dumps(data))
+        aside.replace(record)
+
+    def _load(self, release: Release, record: Path) -> KernelFiles:
+        data = json.loads(record.read_text())
+        packages = {name: Package(**data.pop(name)) for name in ("debug", "headers", "kbuild", "source")}
+        images = [Package(**image) for image in data.pop("images")]
+        return KernelFiles(release=release, directory=self._packages, images=images, **packages, **data)
+
+    def _describe(self, packages: Sequence[str], version: str) -> dict[str, Package]:
+        words = [f"{package}={version}" for package in packages]
+        try:
+            output = run(self._apt("apt-get", "download", "--print-uris", *words)).stdout
+        except ProgramError as error:
+            raise KernelUnavailableError(
+                f"apt does not offer all of {', '.join(packages)} at version {version}:\n{error.message}",
+                hint="The release is being replaced in the archive; use a newer one.",
+            ) from error
+        found: dict[str, Package] = {}
+        for match in _URI_LINE.finditer(output):
+            name = match["name"].split("_")[0]
+            found[name] = Package(match["uri"], match["name"], int(match["size"]), match["hash"].partition(":")[2])
+        missing = [package for package in packages if package not in found]
+        if missing:
+            raise KernelUnavailableError(f"apt names no address with a SHA-256 for {', '.join(missing)} {version}.")
+        return found
+
+    def _download(self, package: Package, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(target.parent).free < package.size + 64 * 1024**2:
+            raise DiskFullError(f"{package.file} needs {package.size // 1024**2} MB in {target.parent}.")
+        partial = target.with_name(f"{target.name}.part")  # apt goes on where it stopped
+        with target.with_name(f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.exists():
+                return
+            words = ["download-file", package.uri, str(partial), f"SHA256:{package.sha256}"]
+            try:
+                run(self._apt(str(_APT_HELPER), *words), timeout=3600)
+            except ProgramError as error:
+                raise DownloadFailedError(f"{package.file} could not be downloaded:\n{error.message}") from error
+            with partial.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if digest != package.sha256:
+                partial.unlink()
+                raise DownloadFailedError(f"{package.file} arrived with another digest than the signed list names.")
+            partial.replace(target)

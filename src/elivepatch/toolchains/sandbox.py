@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sandbox that programs run in: a build root read-only, one tree and one job directory, and nothing else.
+
+No network, private /proc and process ids, limits on memory, processes, file size and time; it dies with its parent. It
+comes as an argv prefix, so what runs inside does not know which sandbox it is in.
+
+Run by root, the program becomes a user of its own (the limit on processes is not applied to root); run by anybody else
+it stays that user, in a user namespace. Layers are put over each other with overlayfs in a mount namespace of the
+sandbox: nothing is mounted outside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elivepatch.errors import InvalidSettingError
+from elivepatch.process import Completed, LineSink, find_program, run, usage_guard
+
+#: In the range that Debian policy (section 9.2.2) keeps unused: no account has it, so its process limit is ours alone.
+SANDBOX_UID = 65533
+#: Where the tree and the job's directory stand inside; both are made when a root is made.
+TREE = Path("/elivepatch/tree")
+JOB = Path("/elivepatch/job")
+
+_MOUNT = 'mount -t overlay -o "$1" overlay "$2" && shift 2 && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program in the sandbox may use: bytes, processes, seconds of wall time."""
+
+    memory_bytes: int = 3 * 1024**3
+    file_bytes: int = 512 * 1024**2
+    written_bytes: int = 1024**3
+    processes: int = 256
+    seconds: float = 300.0
+
+
+def sandbox_owner() -> tuple[int, int]:
+    """User and group that own what programs in the sandbox may write."""
+    return (SANDBOX_UID, SANDBOX_UID) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+def give_to_sandbox(path: Path) -> None:
+    """Make a directory that programs in the sandbox may write to theirs; does nothing when not run by root."""
+    if os.geteuid() == 0:
+        os.chown(path, *sandbox_owner(), follow_symlinks=False)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Layers over each other: ``lower`` from the top down, read-only; ``upper`` takes what is written.
+
+    ``work`` and ``mountpoint`` are empty directories, ``work`` on the file system of ``upper``.
+    """
+
+    lower: Sequence[Path]
+    upper: Path
+    work: Path
+    mountpoint: Path
+
+    def options(self) -> str:
+        """The options for mount; raises InvalidSettingError for a path that they cannot carry."""
+        for path in (*self.lower, self.upper, self.work):
+            if any(char in str(path) for char in ':,\\"'):
+                raise InvalidSettingError(
+                    f'The path {path} holds one of the characters : , \\ " that overlayfs cannot take.',
+                    hint="Move the cache with ELIVEPATCH_CACHE.",
+                )
+        lower = ":".join(str(path) for path in self.lower)
+        own = "" if os.geteuid() == 0 else ",userxattr"  # trusted.* attributes are not for user namespaces
+        return f"lowerdir={lower},upperdir={self.upper},workdir={self.work}{own}"
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A build root, and what can be seen in it beside the root: ``tree`` (an overlay) and ``job`` (writable)."""
+
+    root: Path
+    tree: Overlay | None = None
+    job: Path | None = None
+    read_only: Mapping[Path, Path] = field(default_factory=dict[Path, Path])
+    limits: Limits = field(default_factory=Limits)
+
+    def prefix(self, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> list[str]:
+        """The argv prefix. ``cwd`` is a path inside; ``env`` is the whole environment of the program besides PATH."""
+        as_root = os.geteuid() == 0
+        words: list[str] = []
+        if self.tree is not None:
+            words += ["unshare", "--mount", *([] if as_root else ["--user", "--map-root-user"]), "--"]
+            words += ["sh", "-c", _MOUNT, "mount", self.tree.options(), str(self.tree.mountpoint)]
+        words += [str(find_program("bwrap", hint="Install bubblewrap.")), "--unshare-ipc", "--unshare-pid"]
+        words += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent", "--new-session"]
+        words += ["--hostname", "elivepatch", "--ro-bind", str(self.root), "/"]
+        words += [
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--size",
+            str(256 * 1024**2),
+            "--perms",
+            "1777",
+            "--tmpfs",
+            "/tmp",  # noqa: S108  # its own, inside
+        ]
+        words += ["--size", str(16 * 1024**2), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+        for inside, outside in self.read_only.items():
+            words += ["--ro-bind", str(outside), str(inside)]
+        if self.tree is not None:
+            words += ["--bind", str(self.tree.mountpoint), str(TREE)]
+        if self.job is not None:
+            words += ["--bind", str(self.job), str(JOB)]
+        words += ["--chdir", str(cwd or (TREE if self.tree else Path("/"))), "--clearenv"]
+        for name, value in {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", **(env or {})}.items():
+            words += ["--setenv", name, value]
+        if as_root:
+            words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP", "--"]
+            words += ["setpriv", f"--reuid={SANDBOX_UID}", f"--regid={SANDBOX_UID}", "--clear-groups"]
+            words += ["--inh-caps=-all", "--bounding-set=-all", "--"]
+        else:
+            words += ["--"]
+        limits = self.limits
+        words += ["prlimit", f"--nproc={limits.processes}", f"--as={limits.memory_bytes}", "--core=0"]
+        words += [f"--fsize={limits.file_bytes}", f"--cpu={int(limits.seconds * 2) + 1}", "--"]
+        return words
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        sink: LineSink | None = None,
+        stdout: Path | None = None,
+    ) -> Completed:
+        """Run a program inside; see `process.run`. What it writes is bounded as a whole too, not only file by file."""
+        writable = self.tree.upper if self.tree is not None else self.job
+        return run(
+            [*self.prefix(cwd=cwd, env=env), *argv],
+            timeout=self.limits.seconds,
+            check=check,
+            sink=sink,
+            stdout=stdout,
+            guard=usage_guard(writable, self.limits.written_bytes) if writable is not None else None,
+            shown=argv,
+        )
+
+
+def tool_prefix(root: Path, directory: Path) -> list[str]:
+    """The argv prefix for a small tool of a root that works on files in one directory, at the path it has outside.
+
+    Nothing else of this machine is there; no network, no capabilities, the process ends with its parent.
+    """
+    words = [str(find_program("bwrap", hint="Install bubblewrap.")), "--unshare-ipc", "--unshare-pid", "--unshare-net"]
+    words += ["--unshare-uts", "--die-with-parent", "--new-session", "--ro-bind", str(root / "usr"), "/usr"]
+    for name in ("bin", "lib", "lib64", "sbin"):
+        words += ["--symlink", f"usr/{name}", f"/{name}"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(64 * 1024**2), "--tmpfs", "/tmp"]  # noqa: S108
+    words += ["--bind", str(directory), str(directory), "--chdir", str(directory), "--clearenv"]
+    words += ["--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8", "--"]
+    return [*words, "prlimit", f"--fsize={64 * 1024**2}", f"--as={1024**3}", "--cpu=120", "--core=0", "--"]
