@@ -21,7 +21,10 @@ from elivepatch.server.upload import read_job
 
 BASE = "/elivepatch/api/v2"
 
-Id = Annotated[str, Path(description="the id of a build, as its address holds it")]
+#: The pattern is for those who read the description; what has another form is answered 404, like what is not there.
+Id = Annotated[
+    str, Path(description="the id of a build, as its address holds it", json_schema_extra={"pattern": "^[0-9a-f]{32}$"})
+]
 _Responses = dict[int | str, dict[str, Any]]  # Any: FastAPI's own type
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -37,6 +40,19 @@ _FORM = {
         "config": {**_BINARY, "description": "the configuration of the running kernel"},
         "check": {**_BINARY, "description": "a script for the boot test"},
     },
+}
+
+#: The schema is that of one event of the stream; its data is the JSON of a `progress.Event`.
+_EVENT = {
+    "schema": {
+        "type": "object",
+        "required": ["id", "event", "data"],
+        "properties": {
+            "id": {"type": "string", "pattern": "^[0-9]+$"},
+            "event": {"type": "string", "enum": ["phase", "step", "log", "done"]},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+    }
 }
 
 
@@ -142,7 +158,7 @@ def router(service: Service, streams: EventStreams, metrics: Metrics) -> APIRout
         responses={
             200: {
                 "description": "server-sent events",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": _EVENT},
             },
             204: {"description": "the build has ended, and the event named was its last"},
             **problems(404, 422, 503),
