@@ -73,7 +73,7 @@ def test_taint_that_a_livepatch_does_not_explain_is_told(bench: Bench) -> None:
 def test_a_long_transition_is_talked_about(bench: Bench) -> None:
     bench.kernel.seconds = 12
     bench.load()
-    assert bench.words == ["transition: 2 tasks are still to move"] * 2
+    assert bench.words == ["transition: 2 tasks still to move"] * 2
 
 
 def test_a_transition_that_sticks_is_undone_and_its_tasks_named(bench: Bench) -> None:
@@ -275,6 +275,21 @@ def test_kpatch_is_used_only_where_it_is_installed(
     with pytest.raises(ToolUnavailableError, match="kpatch"):
         bench.load(through_kpatch=True)
     assert bench.nothing_left()
+
+
+def test_kpatch_loads_and_the_rest_is_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = f"{bench.root}/sys/kernel/livepatch/{NAME}"
+    program = tmp_path / "kpatch"
+    program.write_text(
+        "#!/bin/sh\n"
+        + "".join(f"mkdir -p {place}/{klp_object}/{function},1\n" for klp_object, function in FUNCTIONS)
+        + f"echo 1 >{place}/enabled; echo 0 >{place}/transition; mkdir -p {bench.root}/sys/module/{NAME}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("elivepatch.process.PATH", f"{tmp_path}:{os.defpath}")
+    assert bench.load(through_kpatch=True).name == NAME
+    assert bench.kernel.log == []
+    assert bench.steps == ["loading"]
 
 
 def test_kpatch_that_fails_is_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

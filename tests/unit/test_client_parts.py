@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from elivepatch.errors import (
     InvalidSettingError,
     ServerUnavailableError,
 )
+from elivepatch.progress import Event
 
 # -- settings
 
@@ -331,6 +333,18 @@ def test_where_kernel_and_journal_disagree(
         assert re.search(words, found[0])
 
 
+def test_what_is_under_way_is_no_disagreement(tmp_path: Path, state: StateDirectory) -> None:
+    host, kernel = fake_host(tmp_path)
+    save(state, entry(NAME, "loading"))
+    kernel.add(NAME)
+    with state.locked():
+        found = host_status(host, state.path)
+        assert found.busy == str(os.getpid())
+        assert found.disagreements == ()
+    assert host_status(host, state.path).busy is None
+    assert len(host_status(host, state.path).disagreements) == 2
+
+
 def test_the_youngest_entry_counts(tmp_path: Path, state: StateDirectory) -> None:
     host, kernel = fake_host(tmp_path)
     save(state, entry(NAME, "loading", "loaded", "reverting", "reverted"))
@@ -418,6 +432,27 @@ def test_nothing_printable_is_lost_and_nothing_else_gets_through(text: str) -> N
     assert "\x1b" not in shown
     assert "\x9b" not in shown
     assert printable(shown) == shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_words_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    output = Output()
+    long = "[bold]x[/bold] :smile: " + "word " * 60
+    with output.working("waiting [1]"):
+        output.event(Event(kind="step", message="compile [link]a[/link]\x1b[2J"))
+        output.line(long)
+    output.warn("careful")
+    shown = terminal.getvalue()
+    assert long in shown  # neither wrapped, nor read as markup
+    assert "\x1b[2J" not in shown
+    assert "warning: careful" in shown
 
 
 def test_a_finding_is_shown_with_all_it_has(capsys: pytest.CaptureFixture[str]) -> None:

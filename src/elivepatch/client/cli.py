@@ -37,7 +37,9 @@ def _ending_well(output: Output) -> Generator[None]:
         output.data(Outcome(status="error", exit_status=error.exit_status, error=failure).dump())
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        output.line("elivepatch: interrupted. What the server builds it goes on building: ask again to get it.")
+        output.line(
+            "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
+        )
         sys.exit(_INTERRUPTED)
 
 

@@ -239,7 +239,7 @@ class Loader:
             return
         tasks = tasks_behind(self.host.root, patching=enabled)
         what = "The transition of" if enabled else "The transition back of"
-        held = f"{len(tasks)} tasks hold it: {_named(tasks)}." if tasks else "No task can be seen to hold it."
+        held = f"Held by {_count(tasks)}: {_named(tasks)}." if tasks else "No task can be seen to hold it."
         raise TransitionTimeoutError(
             f"{what} {name} did not finish within {self.timeout:.0f} s and was undone. {held}",
             hint="These tasks sleep in a patched function or never leave the kernel. Let them go on (or restart them) "
@@ -261,7 +261,7 @@ class Loader:
                 return False
             if clock.now() >= next_word:
                 tasks = tasks_behind(self.host.root, patching=patch.enabled)
-                self.tell(f"transition: {len(tasks)} tasks are still to move")
+                self.tell(f"transition: {_count(tasks)} still to move")
                 next_word = clock.now() + _TELL_EVERY
             clock.sleep(_POLL)
 
@@ -349,6 +349,10 @@ def _verified(path: Path, sha256: str) -> Generator[int]:
 def _named(tasks: list[Task]) -> str:
     more = f" and {len(tasks) - _TASKS_NAMED} more" if len(tasks) > _TASKS_NAMED else ""
     return (", ".join(str(task) for task in tasks[:_TASKS_NAMED]) or "no task that can be seen") + more
+
+
+def _count(tasks: list[Task]) -> str:
+    return "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
 
 
 def _listed(functions: frozenset[tuple[str, str]]) -> str:

@@ -10,20 +10,37 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.status import Status
-from rich.text import Text
 
 from elivepatch.errors import Diagnosis, ElivepatchError
 from elivepatch.progress import Event
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
 
 
 def printable(text: str) -> str:
     """The text without control characters; lines and tabs stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _terminal() -> Console | None:
+    """A console where stderr is a terminal. Only then is rich loaded, which takes a fifth of the start."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False)
+
+
+def _plain(text: str) -> str:
+    """The text for a place where rich would read markup."""
+    from rich.markup import escape
+
+    return escape(printable(text).replace("\n", " "))
 
 
 class Output:
@@ -32,8 +49,7 @@ class Output:
     def __init__(self, *, debug: bool = False, as_json: bool = False) -> None:
         self.debug_wanted = debug
         self.as_json = as_json
-        # its own: it must write to what stderr is now, and only a terminal gets more than plain lines
-        self._terminal = Console(file=sys.stderr, highlight=False) if sys.stderr.isatty() else None
+        self._terminal = _terminal()
         self._status: Status | None = None
 
     @contextlib.contextmanager
@@ -42,7 +58,7 @@ class Output:
         if self._terminal is None:
             yield
             return
-        with self._terminal.status(Text(what)) as self._status:
+        with self._terminal.status(what) as self._status:
             try:
                 yield
             finally:
@@ -51,7 +67,7 @@ class Output:
     def line(self, text: str, *, style: str = "") -> None:
         """A line about what is done."""
         if self._terminal:
-            self._terminal.print(Text(printable(text), style=style))
+            self._terminal.print(printable(text), style=style, markup=False, emoji=False, soft_wrap=True)
         else:
             click.echo(printable(text), err=True)
 
@@ -70,7 +86,7 @@ class Output:
         if event.kind == "log":
             self.debug(f"    {event.message}")
         elif event.kind == "step" and self._status is not None and not self.debug_wanted:
-            self._status.update(Text(printable(message)))
+            self._status.update(_plain(message))
         else:
             self.line(f"server: {message}")
 

@@ -79,6 +79,10 @@ def require_trusted(path: Path, user: int) -> None:
             )
 
 
+def _process_in(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+
+
 class StateDirectory:
     """The directory of the client: ``journal/``, ``modules/RELEASE/`` and the lock."""
 
@@ -113,6 +117,20 @@ class StateDirectory:
                 (self.path / place).mkdir(mode=0o700, exist_ok=True)
             require_trusted(directory, self.user)
 
+    def holder(self) -> str | None:
+        """The process that is changing the kernel at this moment; None where there is none, or it cannot be seen."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _process_in(descriptor)
+        finally:
+            os.close(descriptor)
+        return None
+
     @contextlib.contextmanager
     def locked(self) -> Generator[None]:
         """Hold the lock that lets one client at a time change the kernel. Raises HostError where another holds it."""
@@ -122,9 +140,8 @@ class StateDirectory:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
                 raise HostError(
-                    f"Another elivepatch (process {holder}) is changing this kernel.",
+                    f"Another elivepatch (process {_process_in(descriptor)}) is changing this kernel.",
                     hint="Wait until it has ended, then try again.",
                 ) from None
             os.ftruncate(descriptor, 0)

@@ -48,12 +48,16 @@ class LivepatchState(Model):
 
 
 class HostStatus(Model):
-    """A host. ``disagreements`` are between kernel and journal, ``problems`` keep them from being seen."""
+    """A host. ``disagreements`` are between kernel and journal, ``problems`` keep them from being seen.
+
+    ``busy`` is the process that is changing the kernel at this moment; disagreements are then only natural, and absent.
+    """
 
     release: str
     build_id: str | None = None
     taint: int | None = None
     taint_letters: str = ""
+    busy: str | None = None
     livepatches: tuple[LivepatchState, ...] = ()
     disagreements: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -65,8 +69,10 @@ def host_status(host: Host, state_dir: Path) -> HostStatus:
     problems: list[str] = []
     entries: list[Entry] = []
     readable = True
+    state = StateDirectory(state_dir, host.user)
+    busy = state.holder()
     try:
-        entries, problems = Journal(StateDirectory(state_dir, host.user)).entries()
+        entries, problems = Journal(state).entries()
     except PermissionError:
         readable = False
         problems.append(f"The journal below {state_dir} may not be read: run this as root.")
@@ -77,7 +83,8 @@ def host_status(host: Host, state_dir: Path) -> HostStatus:
         taint=kernel.taint,
         taint_letters="".join(letter for letter, _ in taint_flags(kernel.taint or 0)),
         livepatches=tuple(_joined(patch, latest.get(patch.name)) for patch in kernel.livepatches),
-        disagreements=tuple(disagreements(kernel, latest)) if readable else (),
+        busy=busy,
+        disagreements=tuple(disagreements(kernel, latest)) if readable and not busy else (),
         problems=tuple(problems),
     )
 
@@ -149,6 +156,8 @@ def _at(when: float) -> str:
 def status_lines(status: HostStatus) -> Iterator[str]:
     """The status as lines for a person."""
     yield f"kernel {status.release}, build ID {status.build_id or 'unknown'}, taint {status.taint_letters or 'none'}"
+    if status.busy:
+        yield f"process {status.busy} is changing the kernel at this moment"
     if not status.livepatches:
         yield "no livepatch is loaded"
     for patch in status.livepatches:
