@@ -238,6 +238,21 @@ def test_files_that_are_not_as_the_patch_says(apply: Apply, data: bytes, rule: s
     assert [f.rule for f in caught.value.diagnosis] == [rule]
 
 
+def test_renames_in_a_row(apply: Apply) -> None:
+    move = b"diff --git a/fs/%s b/fs/%s\nsimilarity index 100%%\nrename from fs/%s\nrename to fs/%s\n"
+    (file,) = apply(move % (b"x.c", b"y.c", b"x.c", b"y.c"), move % (b"y.c", b"z.c", b"y.c", b"z.c")).files
+    assert (file.path, file.old_path, file.kind) == ("fs/z.c", "fs/x.c", Kind.RENAMED)
+    (file,) = apply(move % (b"x.c", b"y.c", b"x.c", b"y.c"), move % (b"y.c", b"x.c", b"y.c", b"x.c")).files
+    assert (file.path, file.old_path, file.kind) == ("fs/x.c", None, Kind.MODIFIED)
+    gone = b"--- a/fs/deep/old.c\n+++ /dev/null\n@@ -1,3 +0,0 @@\n-one\n-two\n-three\n"
+    applied = apply(gone, move % (b"x.c", b"deep/old.c", b"x.c", b"deep/old.c"))
+    assert [(file.path, file.kind) for file in applied.files] == [
+        ("fs/deep/old.c", Kind.MODIFIED),
+        ("fs/x.c", Kind.DELETED),
+    ]
+    assert (applied.patched / "fs/deep/old.c").read_bytes() == FILE
+
+
 def test_an_empty_file_may_be_filled(apply: Apply) -> None:
     applied = apply(b"--- a/fs/empty.c\n+++ b/fs/empty.c\n@@ -0,0 +1 @@\n+int a;\n")
     (file,) = applied.files

@@ -91,6 +91,15 @@ static int __init late(void)
 #endif
 EXPORT_SYMBOL_GPL(thing_option);
 module_init(thing_init);
+
+BTF_ID_LIST(thing_ids)
+BTF_ID(struct, thing)
+enum { FIRST };
+
+static void last(void)
+{
+	mb();
+}
 """
 
 
@@ -114,7 +123,7 @@ def test_the_parts_of_a_file() -> None:
     items = read_source(DRIVER).items
     assert [item.name for item in items if item.kind is ItemKind.FUNCTION] == [
         *("how_many", "SYSCALL_DEFINE2(thing)", "thing_name", "thing_init", "thing_exit", "thing_net_init"),
-        *("thing_option", "thing_option", "late"),
+        *("thing_option", "thing_option", "late", "last"),
     ]
     assert [item.name for item in items if item.kind is ItemKind.DATA] == [
         *("limit", "counts", "names", "thing_fops", "option"),
@@ -133,6 +142,32 @@ def test_a_changed_function_is_named_with_its_lines() -> None:
     assert function.new_lines == (first, first + 12)
     assert examination.code
     assert not examination.findings
+
+
+def test_a_function_that_the_parser_loses_is_found_by_its_layout() -> None:
+    text = b"""
+static int __init one(int a,
+	int b)
+{
+#ifdef A
+	if (a) {
+#else
+	if (b) {
+#endif
+		f();
+	}
+	return 1;
+}
+
+static int __init two(void)
+{
+	return 1;
+}
+"""
+    assert [item.name for item in read_source(text).items] == ["one", "two"]
+    examination = examine([SourceChange("x.c", text, text.replace(b"f();", b"g();"))])
+    assert [(function.name, function.new_lines) for function in examination.functions] == [("one", (2, 13))]
+    assert rules(examination) == [("init-code", "warning", "one")]
 
 
 def test_new_and_removed_functions() -> None:

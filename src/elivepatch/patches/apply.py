@@ -112,11 +112,15 @@ class _Work:
     def result(self) -> Applied:
         """All files of the series, as they were in the tree and as they are now."""
         files: list[TouchedFile] = []
-        origins = {origin for origin in self._origin.values() if origin is not None}
+        renamed = {
+            origin
+            for path, origin in self._origin.items()
+            if origin not in (None, path) and not (self._original / path).exists()
+        }
         for path in sorted(self._known):
             original = self._original / path if (self._original / path).exists() else None
             if path not in self._origin:
-                if original is not None and path not in origins:
+                if original is not None and path not in renamed:
                     files.append(TouchedFile(path=path, kind=Kind.DELETED, original=original, patched=None))
                 continue
             patched, origin = self._patched / path, self._origin[path]

@@ -8,7 +8,8 @@ for early answers; what the compiler makes of it is decided elsewhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,7 +31,13 @@ _ANNOTATION = re.compile(
     rb"\b(?:__(?:mem|net_|cpu|dev|ref)?(?:init|exit)(?:data|const)?|__ref|__sched|__cpuidle|__always_inline|__must_check"
     rb"|__maybe_unused|__read_mostly|__ro_after_init|__percpu|__user|__iomem|__rcu|__cold|__weak|__used|__bpf_kfunc"
     rb"|noinline|noinline_for_stack|notrace|noinstr|asmlinkage)\b"
+    rb"|\b__(?:printf|scanf|acquires|releases|must_hold|attribute|attribute__|aligned|section|alloc_size)[ \t]*"
+    rb"\((?:[^();{}]|\([^();{}]*\))*\)"
 )
+#: A macro called at the left margin without a semicolon (``BTF_ID(func, f)``): it would draw in what follows.
+_BARE_CALL = re.compile(rb"^[A-Z][A-Z0-9_]*\([^;{}\n]*\)[ \t]*$(?!\s*\{)", re.MULTILINE)
+_HEAD = re.compile(rb"([A-Za-z_]\w*)[ \t]*\(\s*(\w*)")
+_HEAD_LINES = 12
 _NAME = re.compile(rb"[A-Za-z_]\w*")
 _CONDITIONALS = frozenset({"preproc_if", "preproc_ifdef", "preproc_elif", "preproc_elifdef", "preproc_else"})
 _CONTAINERS = frozenset({"translation_unit", "ERROR", "linkage_specification", "declaration_list", *_CONDITIONALS})
@@ -98,11 +105,48 @@ def read_source(text: bytes) -> CSource:
     plain = _without_comments(text)
     items: list[Item] = []
     if len(plain) <= PARSE_BYTES:
-        parsed = _ANNOTATION.sub(lambda match: b" " * len(match[0]), plain)  # every byte keeps its place
+        parsed = plain
+        for pattern in (_BARE_CALL, _ANNOTATION):
+            parsed = pattern.sub(lambda match: re.sub(rb"[^\n]", b" ", match[0]), parsed)  # every byte keeps its place
         root = Parser(_LANGUAGE).parse(parsed).root_node
-        items = sorted(_items(root, plain), key=lambda item: item.first)
+        items = list(_items(root, plain))
+        items = sorted([*items, *_by_layout(plain, items)], key=lambda item: item.first)
     exports = frozenset(match[1].decode() for match in _EXPORT.finditer(plain))
     return CSource(code=code_of(plain), items=tuple(items), exports=exports)
+
+
+def _by_layout(text: bytes, items: Sequence[Item]) -> Iterator[Item]:
+    """Functions that the parser lost (a macro ended a loop, say), by the kernel's layout: braces at the left margin.
+
+    Whether they stand in a ``#if`` is not known, so they count as conditional.
+    """
+    lines = text.split(b"\n")
+    covered = bytearray(len(lines) + 2)
+    for item in items:
+        covered[item.first : item.last + 1] = b"\1" * (item.last + 1 - item.first)
+    ends = [at for at, line in enumerate(lines) if line.startswith(b"}")]
+    number = 0
+    while number < len(lines):
+        number += 1
+        if lines[number - 1].rstrip() != b"{" or covered[number]:
+            continue
+        first = number
+        while first > 1 and number - first < _HEAD_LINES and lines[first - 2].strip():
+            if lines[first - 2].rstrip().endswith((b";", b"}", b"\\")) or lines[first - 2].startswith(b"#"):
+                break
+            first -= 1
+        head = b"\n".join(lines[first - 1 : number - 1])
+        match = _HEAD.search(_ANNOTATION.sub(b" ", head))
+        end = bisect_left(ends, number)
+        if match is None or end == len(ends) or b"=" in head:
+            continue
+        last = ends[end]
+        name = match[1].decode()
+        if name.isupper():
+            name = f"{name}({match[2].decode()})"
+        code = code_of(b"\n".join(lines[first - 1 : last + 1]))
+        yield Item(ItemKind.FUNCTION, name, first, last + 1, code, head=head, conditional=True, unsure=True)
+        number = last + 1
 
 
 def _items(root: Node, text: bytes) -> Iterator[Item]:
@@ -124,7 +168,7 @@ def _item(node: Node, previous: Node | None, text: bytes, conditional: bool) -> 
         body = node.child_by_field_name("body")
         name = _declared_name(node.child_by_field_name("declarator"))
         if body is not None and name:
-            first = previous if previous is not None and previous.type == "ERROR" else node
+            first = previous if previous is not None and _is_annotation(previous) else node
             before = previous.end_byte if previous is not None and first is node else first.start_byte
             yield _function(name, (first, node, body), before, text, conditional)
     elif node.type == "compound_statement" and previous is not None and previous.type == "expression_statement":
@@ -141,6 +185,11 @@ def _item(node: Node, previous: Node | None, text: bytes, conditional: bool) -> 
             yield from _type(inner, text, conditional, typedef=node if node.type == "type_definition" else None)
         if node.type == "declaration":
             yield from _data(node, text, conditional)
+
+
+def _is_annotation(node: Node) -> bool:
+    """Whether something not understood can only be words in front of a definition, and not a part of the file."""
+    return node.type == "ERROR" and not any(mark in (node.text or b"") for mark in (b";", b"{", b"}", b"#"))
 
 
 def _function(name: str, nodes: tuple[Node, Node, Node], before: int, text: bytes, conditional: bool) -> Item:

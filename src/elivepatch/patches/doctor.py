@@ -101,7 +101,7 @@ def require_code(examination: Examination, paths: Sequence[str] = ()) -> None:
     if examination.code:
         return
     where = f" ({', '.join(paths[:5])}{', …' if len(paths) > 5 else ''})" if paths else ""
-    message = f"The patch touches only documentation and comments{where}: there is nothing to load."
+    message = f"The patch changes no code{where}: only documentation and comments, if anything."
     hint = "Send the patch with the code that is to change in the running kernel."
     finding = Diagnosis(rule="only-documentation", message=message, hint=hint, doc=f"{DOC}#only-documentation")
     raise NothingToPatchError(message, hint=hint, diagnosis=[finding])
