@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elivepatch.errors import InvalidInputError
@@ -15,6 +15,8 @@ from elivepatch.patches.mismatch import best_place, explain, lines_of, places
 from elivepatch.patches.model import FilePatch, Hunk, Kind, Patch
 from elivepatch.patches.series import normalise, parse_patch
 
+#: A busy machine is no failure: what is slow is measured elsewhere.
+STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 VALID = (
     b"From 0123456789abcdef0123456789abcdef01234567 Mon Sep 17 00:00:00 2001\nSubject: x\n\n---\n"
     b"diff --git a/fs/x.c b/fs/x.c\nindex 1111111..2222222 100644\n--- a/fs/x.c\n+++ b/fs/x.c\n"
@@ -45,12 +47,14 @@ SAFE = LINES.map(lambda lines: [line for line in lines if not line.endswith(b"\r
 NAMES = st.lists(st.text("abcxyz.-_ä\"'#", min_size=1, max_size=8), min_size=1, max_size=4).map("/".join)
 
 
+@STEADY
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_and_nothing_else(data: bytes) -> None:
     with contextlib.suppress(InvalidInputError):
         parse_patch("p", data)
 
 
+@STEADY
 @given(st.lists(st.tuples(st.integers(0, len(VALID)), st.integers(0, 40), PIECES | st.binary(max_size=4)), max_size=4))
 def test_damaged_patches_are_read_or_refused(edits: list[tuple[int, int, bytes]]) -> None:
     data = VALID
@@ -63,12 +67,14 @@ def test_damaged_patches_are_read_or_refused(edits: list[tuple[int, int, bytes]]
     assert normalise("p", text) == text
 
 
+@STEADY
 @given(st.lists(PIECES, max_size=12))
 def test_shuffled_pieces_are_read_or_refused(pieces: list[bytes]) -> None:
     with contextlib.suppress(InvalidInputError):
         parse_patch("p", b"".join(pieces))
 
 
+@STEADY
 @given(NAMES, st.lists(st.tuples(st.integers(0, 9), SAFE, SAFE, SAFE), min_size=1, max_size=4))
 def test_the_canonical_text_reads_back_as_what_it_was(
     name: str, parts: list[tuple[int, list[bytes], list[bytes], list[bytes]]]
@@ -93,6 +99,7 @@ def test_the_canonical_text_reads_back_as_what_it_was(
     assert read.canonical == patch.canonical
 
 
+@STEADY
 @given(LINES, LINES, st.integers(-5, 40))
 def test_explaining_never_fails_and_never_points_outside(have: list[bytes], want: list[bytes], at: int) -> None:
     hunk = Hunk(max(at, 1), len(want), 1, 0, tuple(b"-" + line for line in want))
@@ -105,6 +112,7 @@ def test_explaining_never_fails_and_never_points_outside(have: list[bytes], want
     assert best is None or 0 <= best < len(have)
 
 
+@STEADY
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_the_doctor_survives_anything(one: bytes, two: bytes) -> None:
     examine([SourceChange("fs/x.c", one, two), SourceChange("y.h", None, two), SourceChange("z.c", one, None)])
@@ -121,6 +129,7 @@ C_PIECES = st.sampled_from(
 )
 
 
+@STEADY
 @given(st.lists(C_PIECES, max_size=40), st.lists(C_PIECES, max_size=40))
 def test_the_doctor_survives_damaged_c(one: list[bytes], two: list[bytes]) -> None:
     old, new = b" ".join(one), b" ".join(two)
