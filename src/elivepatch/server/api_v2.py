@@ -249,7 +249,7 @@ def router(service: Service, streams: EventStreams, metrics: Metrics) -> APIRout
         responses=problems(422, 503),
     )
     def list_kernels() -> Response:
-        return answer(Kernels(kernels=tuple(service.kernels(service.workshop))))
+        return answer(Kernels(kernels=tuple(service.kernels(service.settings.workshop))))
 
     @api.get(
         "/health",

@@ -9,9 +9,11 @@ runs is not here but in its directory (`server.jobs.directory`): events come oft
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -48,9 +50,9 @@ class BuildRow(Base):
     key: Mapped[str] = mapped_column(sa.String(128))
     status: Mapped[str] = mapped_column(sa.String(16), index=True)
     kernel: Mapped[str] = mapped_column(sa.String(300), index=True)
-    created: Mapped[float]
-    started: Mapped[float | None]
-    finished: Mapped[float | None]
+    created: Mapped[float] = mapped_column(sa.Double)
+    started: Mapped[float | None] = mapped_column(sa.Double)
+    finished: Mapped[float | None] = mapped_column(sa.Double)
     request: Mapped[dict[str, Any]] = mapped_column(sa.JSON)  # Any: JSON; a BuildRequest wrote it
     report: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))  # a Report wrote it
     attempts: Mapped[int] = mapped_column(default=0)
@@ -59,7 +61,7 @@ class BuildRow(Base):
     #: Field 22 of /proc/PID/stat: with the pid it names one process and no later one.
     worker_started: Mapped[int | None] = mapped_column(sa.BigInteger)
     #: When the process was last seen alive.
-    heartbeat: Mapped[float | None]
+    heartbeat: Mapped[float | None] = mapped_column(sa.Double)
 
     __table_args__ = (
         sa.Index("builds_one_per_key", "key", unique=True, sqlite_where=_GONE, postgresql_where=_GONE),
@@ -98,13 +100,16 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            # As many connections as the server has threads that could ask for one.
+            self.engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), max_overflow=40)
         except (ArgumentError, ImportError) as error:
             raise InvalidSettingError(
                 f"Setting 'database_url': {error}",
                 hint="For PostgreSQL: postgresql+psycopg://USER@HOST/NAME, with the package psycopg installed.",
             ) from error
         if self.engine.dialect.name == "sqlite":
+            if self.engine.url.database:
+                Path(self.engine.url.database).touch(mode=0o600)  # SQLite gives its other files the same mode
             event.listen(self.engine, "connect", _prepare_sqlite)
 
     def migrate(self) -> None:
@@ -179,7 +184,7 @@ class Database:
         """How many builds there are in each state."""
         query = sa.select(BuildRow.status, sa.func.count()).group_by(BuildRow.status)
         with self._session() as session:
-            found = {BuildStatus(status): count for status, count in session.execute(query).tuples()}
+            found = {BuildStatus(status): count for status, count in session.execute(query)}
         return {status: found.get(status, 0) for status in BuildStatus}
 
     def _update(self, build_id: str, among: Sequence[BuildStatus], **values: object) -> bool:
@@ -217,9 +222,9 @@ class Database:
             build_id, RUNNING, status=status.value, worker_pid=pid, worker_started=began, heartbeat=time.time()
         )
 
-    def request_cancel(self, build_id: str) -> bool:
-        """Ask for the end of a build that has not ended; one that waits ends at once."""
-        return self.finish(build_id, BuildStatus.CANCELLED, among=[BuildStatus.QUEUED]) or self._update(
+    def request_cancel(self, build_id: str, report: Report) -> bool:
+        """Ask for the end of a build that has not ended; one that waits ends at once, with that report."""
+        return self.finish(build_id, BuildStatus.CANCELLED, report, among=[BuildStatus.QUEUED]) or self._update(
             build_id, RUNNING, cancel=True
         )
 
@@ -260,11 +265,12 @@ def _told() -> Generator[None]:
         yield
     except IntegrityError:
         raise
-    except DBAPIError as error:
-        if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
+    except (DBAPIError, sqlite3.Error) as error:  # the second from `_prepare_sqlite`, which nobody wraps
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if "disk is full" in str(cause) or "No space left" in str(cause):
             raise DiskFullError("The database cannot be written: no space is left on the device.") from error
         raise UnavailableError(
-            f"The database cannot be used: {error.orig}", hint="See the server's log; the request can be repeated."
+            f"The database cannot be used: {cause}", hint="See the server's log; the request can be repeated."
         ) from error
 
 

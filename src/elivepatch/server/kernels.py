@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elivepatch.errors import NotOfferedError
+from elivepatch.build import prepared
 from elivepatch.pipeline import Workshop
 from elivepatch.protocol.models import KernelEntry
 
 
 def list_kernels(workshop: Workshop) -> Sequence[KernelEntry]:
     """The kernels that are prepared in the cache, the most recently used first."""
-    store = workshop.cache / "kernels"
-    if not store.is_dir() or not any(store.iterdir()):
-        return ()
-    raise NotOfferedError(
-        "This server cannot list its prepared kernels yet.", hint="Ask for a build: it finds its own."
-    )
+    found = [
+        KernelEntry.model_validate({name: entry[name] for name in KernelEntry.model_fields})
+        for entry in prepared.list_kernels(workshop.kernels.store)
+    ]
+    return sorted(found, key=lambda entry: entry.last_used, reverse=True)

@@ -16,6 +16,7 @@ from elivepatch import pipeline
 from elivepatch.errors import (
     AlreadyFinishedError,
     BusyError,
+    CancelledError,
     DiskFullError,
     InternalError,
     NotFinishedError,
@@ -51,15 +52,6 @@ class Service:
     key: KeyFunction = pipeline.request_key
     kernels: KernelLister = list_kernels
 
-    @property
-    def workshop(self) -> Workshop:
-        """Where builds are made."""
-        return Workshop(
-            cache=self.settings.cache,
-            parallel=self.settings.parallel,
-            kernels_limit_bytes=self.settings.kernels_limit_bytes,
-        )
-
     def directory(self, build_id: str) -> JobDirectory:
         """Where a build lies."""
         return JobDirectory(self.settings.data / "builds" / build_id)
@@ -69,7 +61,7 @@ class Service:
 
         Raises InvalidPatchError for what is no patch, BusyError when the queue is full, DiskFullError.
         """
-        key = self.key(job, self.workshop)
+        key = self.key(job, self.settings.workshop)
         row = self._standing(key)
         if row is not None:
             return row
@@ -144,7 +136,7 @@ class Service:
     def cancel(self, build_id: str) -> BuildRow:
         """Ask for the end of a build. Raises AlreadyFinishedError when it has ended."""
         row = self.get(build_id)
-        if row.state.final or not self.database.request_cancel(build_id):
+        if row.state.final or not self.database.request_cancel(build_id, failure(CancelledError(), row.key)):
             row = self.get(build_id)
             raise AlreadyFinishedError(
                 f"The build has already ended: it is {row.status}.", hint="There is nothing to do."
@@ -201,7 +193,8 @@ def opened(
 
 def _open(stack: contextlib.ExitStack, settings: Settings, runner: Sequence[str], key: KeyFunction) -> Service:
     try:
-        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Others may pass through: builds run as a user of their own, in directories whose names nobody can guess.
+        settings.data.mkdir(parents=True, exist_ok=True, mode=0o711)
         stack.enter_context(only_server(settings.data))
         database = Database(settings.database)
         stack.callback(database.close)

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from elivepatch.errors import InvalidSettingError
+from elivepatch.pipeline import Workshop
 
 SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
 PREFIX = "ELIVEPATCH_"
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
         default=7.0, ge=0, le=3650, description="how long the inputs, events and logs of ended builds are kept"
     )
     kernels_limit_bytes: Bytes = Field(default=40 * _GIB, description="disk that prepared kernels may take")
+    mirror: str | None = Field(
+        default=None,
+        max_length=500,
+        description="package mirror for build roots, instead of the suite's own",
+    )
     disk_reserve_bytes: int = Field(
         default=_GIB, ge=0, description="free disk below which the server says it is not well"
     )
@@ -92,6 +98,16 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL of the database."""
         return self.database_url or f"sqlite:///{self.data / 'db.sqlite'}"
+
+    @property
+    def workshop(self) -> Workshop:
+        """Where builds are made."""
+        return Workshop(
+            cache=self.cache,
+            parallel=self.parallel,
+            kernels_limit_bytes=self.kernels_limit_bytes,
+            mirror=self.mirror,
+        )
 
     @classmethod
     def settings_customise_sources(

@@ -20,15 +20,15 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from elivepatch.build.store import remove_tree
 from elivepatch.errors import InternalError
 from elivepatch.pipeline import InputFile, Job, Workshop
 from elivepatch.protocol.models import BuildRequest, Report
@@ -56,6 +56,7 @@ class _StoredWorkshop(_Stored):
     cache: Path
     parallel: int
     kernels_limit_bytes: int
+    mirror: str | None
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,10 @@ class JobDirectory:
 
     def create(self, job: Job, key: str) -> None:
         """Write the inputs, all of them to the disk. Raises OSError, with nothing left behind."""
-        self.path.mkdir(parents=True, mode=0o700)
+        self.path.mkdir(parents=True, mode=0o711)
         try:
+            for path in (self.events, self.log):
+                path.touch(mode=0o600)
             stored: list[_StoredFile] = []
             for role, name, data in _inputs(job):
                 file = f"input-{len(stored)}"
@@ -158,27 +161,25 @@ class JobDirectory:
 
     def write_workshop(self, workshop: Workshop) -> None:
         """Say where the build is made."""
-        stored = _StoredWorkshop(
-            cache=workshop.cache, parallel=workshop.parallel, kernels_limit_bytes=workshop.kernels_limit_bytes
-        )
+        stored = _StoredWorkshop(**asdict(workshop))
         write_atomically(self.path / "workshop.json", stored.model_dump_json().encode())
 
     def read_workshop(self) -> Workshop:
         """Where the build is made."""
-        stored = _StoredWorkshop.model_validate_json((self.path / "workshop.json").read_bytes())
-        return Workshop(cache=stored.cache, parallel=stored.parallel, kernels_limit_bytes=stored.kernels_limit_bytes)
+        return Workshop(**_StoredWorkshop.model_validate_json((self.path / "workshop.json").read_bytes()).model_dump())
 
     def prepare_attempt(self) -> None:
         """Clear away what an earlier attempt left, its events excepted: those were told."""
         self.remove_output()
         self._report.unlink(missing_ok=True)
         self.module.unlink(missing_ok=True)
-        self.output.mkdir(mode=0o700)
+        self.output.mkdir(mode=0o711)
         _end_last_line(self.events)
 
     def remove_output(self) -> None:
         """Free the disk of what the build made and kept in reserve."""
-        shutil.rmtree(self.output, ignore_errors=True)
+        if self.output.exists():
+            remove_tree(self.output)
         self.reserve.unlink(missing_ok=True)
 
     def write_report(self, report: Report) -> None:
@@ -236,7 +237,7 @@ class JobDirectory:
 
     def remove(self) -> None:
         """Remove the directory; nothing may run in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
 
 
 def hold_lock(handle: int) -> None:

@@ -34,7 +34,6 @@ from elivepatch.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from elivepatch.pipeline import Workshop
 from elivepatch.protocol.models import BuildStatus, Report
 from elivepatch.server.artifacts import ArtifactStore
 from elivepatch.server.database import RUNNING, BuildRow, Database
@@ -81,9 +80,6 @@ class EmbeddedEngine:
         self._artifacts = artifacts
         self._runner = tuple(runner)
         self._builds = settings.data / "builds"
-        self._workshop = Workshop(
-            cache=settings.cache, parallel=settings.parallel, kernels_limit_bytes=settings.kernels_limit_bytes
-        )
         self._watched: dict[str, _Watched] = {}
         self._wake = threading.Event()
         self._stopping = False
@@ -178,7 +174,7 @@ class EmbeddedEngine:
         try:
             if not self._database.claim(row.id):
                 return False
-            directory.write_workshop(self._workshop)
+            directory.write_workshop(self._settings.workshop)
             child = process.launch(
                 [*self._runner, str(directory.path), "--lock-fd", str(handle)],
                 log=directory.log,
@@ -311,5 +307,5 @@ _DIED_HINT = (
 
 
 def _children(directory: Path) -> list[Path]:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o711)
     return list(directory.iterdir())

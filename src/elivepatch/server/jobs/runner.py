@@ -9,20 +9,22 @@ the lock free and no report knows that it died.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from elivepatch import pipeline
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InternalError
 from elivepatch.pipeline import Job, Workshop
-from elivepatch.progress import Event, Progress, Sink, to_file
+from elivepatch.progress import Event, Progress, Sink
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildStatus, Report
 from elivepatch.server.jobs.directory import JobDirectory, hold_lock
@@ -71,7 +73,8 @@ def run(directory: JobDirectory, build: BuildFunction) -> int:
         directory.prepare_attempt()
         _reserve(directory)
         job, key = directory.read_job()
-        report = build(job, directory.read_workshop(), directory.output, Progress(bounded(directory.events)))
+        with bounded(directory.events) as sink:
+            report = build(job, directory.read_workshop(), directory.output, Progress(sink))
         report = _checked(report, directory)
     except ElivepatchError as error:
         report = failure(error, key)
@@ -142,29 +145,34 @@ def _checked(report: Report, directory: JobDirectory) -> Report:
     return report.model_copy(update={"module": report.module.model_copy(update={"path": None})})
 
 
-def bounded(path: Path) -> Sink:
-    """A sink into the events file that keeps lines and their sum at a size that others can read.
+@contextlib.contextmanager
+def bounded(path: Path) -> Generator[Sink]:
+    """A sink into the events file (as `progress.to_file`) that keeps lines and their sum at a size others can read.
 
     The end of the build is not told here: only the server, when it has noted it, says that a build has ended.
     """
-    keep = to_file(path)
-    told = path.stat().st_size
+    with path.open("a", encoding="utf-8", buffering=1) as stream:
+        told = path.stat().st_size
 
-    def sink(event: Event) -> None:
-        nonlocal told
-        if event.kind == "done" or (event.kind == "log" and told > _EVENTS_BYTES):
-            return
-        message = event.message
-        if len(message) > _LINE_CHARACTERS:
-            message = message[:_LINE_CHARACTERS] + " […]"
-        before = told
-        told += len(message) + 100
-        keep(Event(kind=event.kind, message=message, phase=event.phase, time=event.time, fraction=event.fraction))
-        if before <= _EVENTS_BYTES < told:
-            note = "The output of this build is longer than is kept; from here on only its steps are."
-            keep(Event(kind="step", message=note, phase=event.phase, time=event.time))
+        def keep(event: Event) -> None:
+            nonlocal told
+            line = event.as_json() + "\n"
+            stream.write(line)
+            told += len(line)
 
-    return sink
+        def sink(event: Event) -> None:
+            if event.kind == "done" or (event.kind == "log" and told > _EVENTS_BYTES):
+                return
+            message = event.message
+            if len(message) > _LINE_CHARACTERS:
+                message = message[:_LINE_CHARACTERS] + " […]"
+            before = told
+            keep(replace(event, message=message))
+            if before <= _EVENTS_BYTES < told:
+                note = "The output of this build is longer than is kept; from here on only its steps are."
+                keep(Event(kind="step", message=note, phase=event.phase, time=event.time))
+
+        yield sink
 
 
 if __name__ == "__main__":

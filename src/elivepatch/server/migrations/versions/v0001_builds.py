@@ -11,6 +11,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_SECONDS: sa.Double[float] = sa.Double()
+
 
 def upgrade() -> None:
     """Make the table."""
@@ -21,16 +23,16 @@ def upgrade() -> None:
         sa.Column("key", sa.String(128), nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("kernel", sa.String(300), nullable=False),
-        sa.Column("created", sa.Float(), nullable=False),
-        sa.Column("started", sa.Float()),
-        sa.Column("finished", sa.Float()),
+        sa.Column("created", _SECONDS, nullable=False),
+        sa.Column("started", _SECONDS),
+        sa.Column("finished", _SECONDS),
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("report", sa.JSON()),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("cancel", sa.Boolean(), nullable=False),
         sa.Column("worker_pid", sa.Integer()),
         sa.Column("worker_started", sa.BigInteger()),
-        sa.Column("heartbeat", sa.Float()),
+        sa.Column("heartbeat", _SECONDS),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_builds_status", "builds", ["status"])
