@@ -1,2 +1,61 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Every goal sets up what it needs. 'make help' lists them.
+# Every goal sets up what it needs. 'make help' lists the goals.
+#
+# What takes long to get (packages, build roots, kernels) lies in one directory, ELIVEPATCH_CACHE; 'make clean-cache'
+# empties it.
+
+SHELL := /bin/sh
+ifeq ($(shell id -u),0)
+ELIVEPATCH_CACHE ?= /var/cache/elivepatch
+else
+ELIVEPATCH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/elivepatch
+endif
+export ELIVEPATCH_CACHE
+BIN := .venv/bin
+STAMP := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test test-unit test-guest bench survey requirements clean clean-cache
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## install what is needed; leaves elivepatch and elivepatch-server in .venv/bin
+
+$(STAMP): scripts/setup.sh pyproject.toml requirements/dev.txt
+	sh scripts/setup.sh
+
+demo: setup ## a guest with a stock Debian kernel asks this machine's server for a livepatch and loads it
+	$(BIN)/python scripts/demo.py
+
+check: setup ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+test: setup ## the tests, with one guest that runs the client
+	$(PYTEST) -m "not guest or smoke" $(ARGS)
+
+test-unit: setup ## the tests that need no kernel: seconds
+	$(PYTEST) tests/unit $(ARGS)
+
+test-guest: setup ## the tests that boot kernels
+	$(PYTEST) -m guest tests/guest $(ARGS)
+
+bench: setup ## measure builds against the bare compiler; results in bench.json
+	$(BIN)/python scripts/bench.py --json bench.json
+
+survey: setup ## prove N random objects of a kernel: make survey N=200
+	$(BIN)/elivepatch-server proof survey --objects $(or $(N),200)
+
+requirements: setup ## renew the pinned Python packages
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml --extra server --group dev -o requirements/dev.txt
+
+clean: ## remove what was set up in this directory
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis bench.json
+
+clean-cache: ## remove downloads, build roots and prepared kernels
+	rm -rf --one-file-system "$(ELIVEPATCH_CACHE)"

@@ -34,11 +34,13 @@ from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import Limits, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when what an entry holds changes: entries made before are then made again.
-_FORMAT = 1
+_FORMAT = 2
 _RECORDED = (
     *("release", "origin", "build_id", "config_sha256", "compiler"),
     *("variables", "environment", "sizes", "modules"),
 )
+#: Options that Debian sets when the kernel is signed, after its headers were packaged; no object depends on them.
+_SIGNING = {"BUILD_SALT", "MODULE_SIG_ALL", "MODULE_SIG_KEY", "SYSTEM_TRUSTED_KEYS", "MODULE_SIG_HASH"}
 _PROBE = """\
 #include <linux/version.h>
 #include <linux/kconfig.h>
@@ -124,8 +126,8 @@ class PreparedKernel:
         return Kbuild(self.release, self.variables, self.environment)
 
     def config(self) -> KernelConfig:
-        """Its configuration."""
-        return parse_config((self.products / ".config").read_bytes())
+        """Its configuration, as it is published and as the host has it in /boot."""
+        return parse_config((self.path / "image/config").read_bytes())
 
     def compile_units(self) -> frozenset[str]:
         """The source files that vmlinux was made from."""
@@ -169,6 +171,11 @@ class Kernels:
         """The store of the prepared kernels, for listing and cleaning."""
         return self._kernels
 
+    @property
+    def sources(self) -> Store:
+        """The store of the unpacked sources, for cleaning."""
+        return self._sources
+
     @contextmanager
     def prepared(
         self, files: KernelFiles, root: Root, download: Callable[[], None], progress: Progress
@@ -184,7 +191,7 @@ class Kernels:
 
             def source() -> Path:
                 make = partial(_make_source, files, downloaded, progress)
-                return held.enter_context(self._sources.use(f"{files.source.sha256[:32]}-{_FORMAT}", make))[0]
+                return held.enter_context(self._sources.use(f"{files.source.sha256[:32]}-1", make))[0]
 
             # the source is unpacked while the image is taken apart: two cores, two jobs
             unpacked = pool.submit(source)
@@ -247,7 +254,8 @@ def _make(files: KernelFiles, root: Root, download: Once, source: Future[Path], 
     progress.step(f"preparing {release}: products and image")
     unpack.products(files.path(files.headers), files.path(files.kbuild), work / "products")
     image_name = unpack.image(files, work, root, progress)
-    config = parse_config((work / "products/.config").read_bytes())
+    config = parse_config((work / "image/config").read_bytes())
+    _check_configuration(config, parse_config((work / "products/.config").read_bytes()), files)
     _check_compiler(config, root, files)
     with ElfImage(work / "image/vmlinux") as image:
         build_id = image.build_id()
@@ -277,6 +285,16 @@ def _make(files: KernelFiles, root: Root, download: Once, source: Future[Path], 
     finally:
         remove_tree(scratch)
     (work / "kernel.json").write_text(json.dumps({name: getattr(kernel, name) for name in _RECORDED}))
+
+
+def _check_configuration(published: KernelConfig, used: KernelConfig, files: KernelFiles) -> None:
+    """What is compiled with must be what the kernel was built with, but for the signing of its modules."""
+    differences = [line for line in published.differences(used) if line.partition(":")[0] not in _SIGNING]
+    if differences:
+        raise ConfigurationMismatchError(
+            f"The configuration of {files.headers.file} differs from that of the image: {'; '.join(differences[:20])}",
+            hint="The packages do not belong together; take another release.",
+        )
 
 
 def _check_compiler(config: KernelConfig, root: Root, files: KernelFiles) -> None:

@@ -33,7 +33,8 @@ from elivepatch.toolchains.sandbox import JOB, Sandbox, give_to_sandbox, sandbox
 def source(package: Path, work: Path, progress: Progress) -> None:
     """Unpack the source that a linux-source package holds into a directory, as the sandbox's owner."""
     progress.step(f"unpacking {package.name}")
-    with TemporaryDirectory(prefix=".deb.", dir=work.parent) as scratch:
+    # named after the work directory, so that what a kill leaves of it is cleaned with that
+    with TemporaryDirectory(prefix=f"{work.name}.deb.", dir=work.parent) as scratch:
         run(["dpkg-deb", "--extract", package, scratch], timeout=600)
         archives = sorted(Path(scratch).glob("usr/src/linux-source-*.tar.xz"))
         if len(archives) != 1:
@@ -107,6 +108,10 @@ def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str
         if len(booted) != 1 or len(modules) != 1:
             raise KernelUnavailableError(f"{files.images[0].file} does not hold what Debian's packages hold.")
         booted[0].rename(target / "vmlinuz")
+        configs = sorted(Path(scratch).glob("boot/config-*"))
+        if len(configs) != 1:
+            raise KernelUnavailableError(f"{files.images[0].file} holds no configuration.")
+        configs[0].rename(target / "config")
         modules[0].rename(work / "modules")
     with TemporaryDirectory(prefix=".deb.", dir=work) as scratch:
         Path(scratch).chmod(0o755)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compiling the objects of a change: the original exactly as the kernel's makers did, and a pair for the differ.
+
+Three objects per source file: ``exact`` (for the proof), and ``original`` and ``patched`` with a section per function,
+compiled alike (for the differ). Nothing but the changed files is compiled; the first two are kept with the kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from elivepatch.build.diagnose import RULES, diagnose_compiler
+from elivepatch.build.kbuild import SECTION_FLAGS
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.store import remove_tree
+from elivepatch.errors import Diagnosis, DoesNotCompileError, InternalError, ToolCrashedError
+from elivepatch.kernel.elf import ElfImage
+from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
+
+#: Debug information does not change code; without it the compiler and all that follow are faster.
+_PAIR_FLAGS = f"{SECTION_FLAGS} -g0"
+#: The sites of runtime constants are filled in at boot, in vmlinux only (arch/x86/include/asm/runtime-const.h). In a
+#: module they would keep their placeholder, so the pair is compiled with the plain form, which reads the variable.
+_RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
+_PLAIN_RUNTIME_CONST = "#include <asm-generic/runtime-const.h>\n"
+_OBJECT_FLAGS = re.compile(r"-D(KBUILD_MODNAME|KBUILD_MODFILE|MODULE)\b")
+
+
+@dataclass(frozen=True)
+class CompiledObject:
+    """The objects of one source file. ``path`` is that of the object, from the top of the tree."""
+
+    path: str
+    exact: Path
+    original: Path
+    patched: Path
+    parent: str
+    cached: bool
+
+    @property
+    def source(self) -> str:
+        """The source file it was compiled from."""
+        return f"{self.path.removesuffix('.o')}.c"
+
+
+@dataclass(frozen=True)
+class OriginalObject:
+    """The objects of a file as the kernel has it. ``parent`` is vmlinux or the name of the module it belongs to."""
+
+    path: str
+    exact: Path
+    original: Path
+    parent: str
+    cached: bool
+
+
+class Compiler:
+    """Compiles for one kernel in one working directory."""
+
+    def __init__(self, kernel: PreparedKernel, work: Path, parallel: int) -> None:
+        self._kernel = kernel
+        self._work = work
+        self._parallel = max(1, parallel)
+        self._cache = kernel.path / "objects"
+
+    def compile(self, objects: Sequence[str], patched_files: Path) -> tuple[list[CompiledObject], list[Diagnosis]]:
+        """Compile objects, given by their paths in the tree; ``patched_files`` holds the changed files by their paths.
+
+        Raises DoesNotCompileError with the compiler's findings for the patched side, InternalError for the original.
+        """
+        missing = [path for path in objects if not self._cached(path)]
+        with ThreadPoolExecutor(3) as pool:
+            exact = pool.submit(self._build, "exact", missing, "", {})
+            pair = pool.submit(self._build, "original", missing, _PAIR_FLAGS, {})
+            patched = pool.submit(self._build_patched, "patched", objects, patched_files, {})
+            exact_files, pair_files = exact.result(), pair.result()
+            patched_built, findings = patched.result()
+        plain = [path for path in missing if _has_runtime_constants(exact_files[path])]
+        for path in missing:
+            if path not in plain:
+                self._keep(path, exact_files[path], pair_files[path], self._work / "exact/upper")
+        originals = {path: self._cached(path) for path in objects if path not in plain}
+        replain = [path for path in objects if path in plain or _plain_mark(self._cache_entry(path)).exists()]
+        if replain:
+            files = {_RUNTIME_CONST: _PLAIN_RUNTIME_CONST.encode()}
+            if plain:
+                plain_files = self._build("original-plain", plain, _PAIR_FLAGS, files)
+                for path in plain:
+                    _check_same_functions(path, exact_files[path], plain_files[path])
+                    self._keep(path, exact_files[path], plain_files[path], self._work / "exact/upper", plain=True)
+                    originals[path] = self._cached(path)
+            again, more = self._build_patched("patched-plain", replain, patched_files, files)
+            patched_built.update(again)
+            findings += more
+        compiled: list[CompiledObject] = []
+        for path in objects:
+            original = originals[path]
+            if original is None:
+                raise InternalError(f"The original of {path} was compiled and is gone.")
+            compiled.append(
+                CompiledObject(
+                    path, original.exact, original.original, patched_built[path], original.parent, path not in missing
+                )
+            )
+        return compiled, findings
+
+    def originals(self, objects: Sequence[str]) -> dict[str, OriginalObject | str]:
+        """The exact objects of the unpatched kernel, for a survey of the proof; a text says why there is none."""
+        missing = [path for path in objects if not self._cached(path)]
+        work = self._work / "survey"
+        found: dict[str, OriginalObject | str] = {}
+        with self._kernel.sandbox(work) as sandbox:
+            done = self._kernel.kbuild.objects(sandbox, missing, parallel=self._parallel)
+        for path in objects:
+            if path in missing:
+                built = work / "upper" / path
+                if built.exists():
+                    parent = _parent(work / "upper", path)
+                    found[path] = OriginalObject(path, built, built, parent, cached=False)
+                else:
+                    found[path] = done.stderr[-300:] or "not built"
+            elif cached := self._cached(path):
+                found[path] = cached
+        return found
+
+    # -- building
+
+    def _build(self, name: str, objects: Sequence[str], flags: str, files: Mapping[str, bytes]) -> dict[str, Path]:
+        """Compile objects of the original tree; they must compile, the kernel's makers did it too."""
+        if not objects:
+            return {}
+        work = self._work / name
+        _place(work / "upper", files)
+        with self._kernel.sandbox(work) as sandbox:
+            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=flags, parallel=self._parallel)
+        built = {path: work / "upper" / path for path in objects}
+        lacking = [path for path, file in built.items() if not file.exists()]
+        if lacking:
+            raise InternalError(
+                f"The unpatched {', '.join(lacking)} of {self._kernel.release} cannot be compiled:\n"
+                f"{done.stderr[-3000:]}",
+                hint="The prepared kernel or its build root lacks something; the patch is not to blame.",
+            )
+        return built
+
+    def _build_patched(
+        self, name: str, objects: Sequence[str], patched_files: Path, files: Mapping[str, bytes]
+    ) -> tuple[dict[str, Path], list[Diagnosis]]:
+        work = self._work / name
+        upper = work / "upper"
+        upper.mkdir(parents=True)
+        changed = {
+            str(path.relative_to(patched_files)): path.read_bytes()
+            for path in patched_files.rglob("*")
+            if path.is_file()
+        }
+        _place(upper, {**changed, **files})
+        with self._kernel.sandbox(work) as sandbox:
+            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=_PAIR_FLAGS, parallel=self._parallel)
+        built = {path: upper / path for path in objects if (upper / path).exists()}
+        findings = list(diagnose_compiler(done.stderr))
+        if len(built) != len(objects):
+            errors = [finding for finding in findings if finding.severity == "error"]
+            lacking = [path for path in objects if path not in built]
+            if not errors:
+                errors = [
+                    Diagnosis(
+                        rule="compile-error",
+                        message=f"{path} was not built: {done.stderr.strip()[-1000:]}",
+                        file=f"{path.removesuffix('.o')}.c",
+                    )
+                    for path in lacking
+                ]
+            ours = [finding for finding in errors if finding.rule in RULES and RULES[finding.rule].ours]
+            if ours:
+                raise ToolCrashedError(f"The compiler failed: {ours[0].message}", diagnosis=ours)
+            first = errors[0]
+            raise DoesNotCompileError(
+                f"The patched source does not compile: {first.file}:{first.line}: {first.message}",
+                hint="Build the patched kernel source with this configuration, and correct the patch.",
+                diagnosis=errors,
+            )
+        return built, findings
+
+    # -- what is kept with the kernel
+
+    def _cache_entry(self, path: str) -> Path:
+        return self._cache / hashlib.sha256(path.encode()).hexdigest()[:32]
+
+    def _cached(self, path: str) -> OriginalObject | None:
+        entry = self._cache_entry(path)
+        try:
+            parent = (entry / "parent").read_text()
+        except OSError:
+            return None
+        return OriginalObject(path, entry / "exact.o", entry / "original.o", parent, cached=True)
+
+    def _keep(self, path: str, exact: Path, original: Path, upper: Path, *, plain: bool = False) -> None:
+        self._cache.mkdir(exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".part.", dir=self._cache))
+        try:
+            work.chmod(0o755)
+            shutil.copyfile(exact, work / "exact.o")
+            shutil.copyfile(original, work / "original.o")
+            (work / "parent").write_text(_parent(upper, path))
+            if plain:
+                _plain_mark(work).touch()
+            work.rename(self._cache_entry(path))
+        except OSError:
+            remove_tree(work)
+            if self._cached(path) is None:  # else another build was first, with the same bytes
+                raise
+
+
+def _place(upper: Path, files: Mapping[str, bytes]) -> None:
+    """Put files into a writable layer, all of it owned by the sandbox's user."""
+    upper.mkdir(parents=True, exist_ok=True)
+    give_to_sandbox(upper)
+    for name, data in files.items():
+        target = upper / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    if files and sandbox_owner():
+        for path in upper.rglob("*"):
+            give_to_sandbox(path)
+
+
+def _plain_mark(entry: Path) -> Path:
+    return entry / "plain-runtime-constants"
+
+
+def _has_runtime_constants(path: Path) -> bool:
+    with ElfImage(path) as image:
+        return any(section.name.startswith("runtime_") for section in image.sections)
+
+
+def _functions(path: Path) -> set[str]:
+    with ElfImage(path) as image:
+        return {symbol.name for symbol in image.symbols() if symbol.type == 2 and symbol.section}
+
+
+def _check_same_functions(path: str, exact: Path, plain: Path) -> None:
+    """The differ must see the functions that the running kernel has: the plain form may not change what is inlined."""
+    before, after = _functions(exact), _functions(plain)
+    if before != after:
+        names = ", ".join(sorted(before ^ after))
+        raise InternalError(
+            f"With its runtime constants in plain form, {path} has other functions than the kernel: {names}",
+            hint="This object cannot be patched yet; please report it.",
+        )
+
+
+def _parent(upper: Path, path: str) -> str:
+    """vmlinux, or the module's name: kbuild's saved command line names it (scripts/Makefile.lib)."""
+    saved = upper / Path(path).parent / f".{Path(path).name}.cmd"
+    line = saved.read_text(errors="replace").splitlines()[0]
+    words = shlex.split(line.partition(":=")[2])
+    if "-DMODULE" not in words:
+        return "vmlinux"
+    for word in words:
+        if word.startswith("-DKBUILD_MODNAME="):
+            return word.partition("=")[2].strip('"')
+    raise InternalError(f"kbuild's command for {path} names no module.")

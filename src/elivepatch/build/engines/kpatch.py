@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kpatch engine: create-diff-object and create-klp-module, for kernels up to 6.18.
+
+The binaries are used, not the kpatch-build script, which builds the whole kernel. What they need of their surroundings:
+sizes of the kernel's special structures in the environment, a symbol table of the parent as readelf prints it, and
+Module.symvers. Interface: kpatch-build/create-diff-object.c and kmod/patch of kpatch 0.9.10.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+from elivepatch.build.compiler import CompiledObject
+from elivepatch.build.diagnose import differ_error
+from elivepatch.build.engines.engine import DiffObject, FunctionChange
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.store import remove_tree
+from elivepatch.errors import CannotLivepatchError, Diagnosis, ElivepatchError, InternalError, NoChangeError
+from elivepatch.process import ProgramError
+from elivepatch.toolchains.roots import Root
+from elivepatch.toolchains.sandbox import JOB, TREE, Sandbox, give_to_sandbox
+
+_TOOLS = "/elivepatch/kpatch/usr/lib/kpatch"
+_DATA = "elivepatch/kpatch/usr/share/kpatch/patch"
+_CHANGE = re.compile(r"^\S+: (changed|new) function: (\S+)$", re.MULTILINE)
+#: The directory of the module in the tree.
+_PLACE = "elivepatch"
+_HOOK_MAKEFILE = "obj-m += livepatch.o\nlivepatch-objs := patch-hook.o\n"
+#: One run of the sandbox for the whole link; only our own words in it. $1 is the module's name.
+_LINK = """\
+set -e
+name=$1; shift
+cd elivepatch
+$LD $KBUILD_LDFLAGS -r -o output.o "$@"
+$LD $KBUILD_LDFLAGS -r -T kpatch.lds -o "$name.o" patch-hook.o output.o
+cd ..
+make -f scripts/Makefile.modpost
+make -f scripts/Makefile.modfinal
+{tools}/create-klp-module --no-klp-arch-sections "elivepatch/$name.ko" {job}/module.ko
+"""
+
+
+class KpatchEngine:
+    """kpatch's tools for one kernel, from a root that has them."""
+
+    def __init__(self, kernel: PreparedKernel, tools: Root) -> None:
+        if tools.kpatch is None:
+            raise InternalError(f"The build root '{tools.name}' has no kpatch tools.")
+        self._kernel = kernel
+        self._tools = tools
+
+    @property
+    def name(self) -> str:
+        """The name in reports."""
+        return "kpatch"
+
+    @property
+    def version(self) -> str:
+        """The version of kpatch's tools."""
+        return self._tools.kpatch or ""
+
+    # -- diff
+
+    def diff(self, objects: Sequence[CompiledObject], work: Path) -> list[DiffObject]:
+        """See `Engine.diff`; every object is looked at, so that a refusal names all that is wrong."""
+        work.mkdir()
+        give_to_sandbox(work)
+        for parent in {compiled.parent for compiled in objects} - {"vmlinux"}:
+            (work / f"{parent}.symtab").write_text(self._kernel.module_symbols(parent).readelf())
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(self._diff_one, objects, repeat(work), range(len(objects))))
+        refusals = [result for result in results if isinstance(result, ElivepatchError)]
+        hard = [refusal for refusal in refusals if not isinstance(refusal, NoChangeError)]
+        for refusal in hard:
+            if not isinstance(refusal, CannotLivepatchError):
+                raise refusal
+        if hard:
+            findings: list[Diagnosis] = [finding for refusal in hard for finding in refusal.as_diagnosis()]
+            raise CannotLivepatchError(hard[0].message, hint=hard[0].hint, diagnosis=findings)
+        diffs = [result for result in results if isinstance(result, DiffObject)]
+        if not diffs:
+            raise NoChangeError(
+                "The patch changes nothing that runs: the compiled code stays the same.",
+                hint="Comments, unused code and code that the configuration leaves out cannot be livepatched.",
+                diagnosis=[finding for refusal in refusals for finding in refusal.as_diagnosis()],
+            )
+        return diffs
+
+    def _diff_one(self, compiled: CompiledObject, work: Path, number: int) -> DiffObject | ElivepatchError:
+        place = work / str(number)
+        name = Path(compiled.path).name
+        for side, path in (("original", compiled.original), ("patched", compiled.patched), ("out", None)):
+            (place / side).mkdir(parents=True)
+            if path is not None:
+                shutil.copyfile(path, place / side / name)
+        give_to_sandbox(place / "out")
+        symtab = f"{TREE}/image/vmlinux.symtab"
+        if compiled.parent != "vmlinux":
+            symtab = f"{JOB}/{compiled.parent}.symtab"
+        sandbox = Sandbox(self._tools.path, job=work, read_only={TREE: self._kernel.path})
+        inside = JOB / str(number)
+        done = sandbox.run(
+            [
+                f"{_TOOLS}/create-diff-object",
+                *(f"{inside}/original/{name}", f"{inside}/patched/{name}", compiled.parent, symtab),
+                *(f"{TREE}/products/Module.symvers", "livepatch_elivepatch", f"{inside}/out/{name}"),
+            ],
+            cwd=inside,
+            env={f"{kind}_STRUCT_SIZE": str(size) for kind, size in self._kernel.sizes.items()},
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        if done.returncode != 0 or not (place / "out" / name).exists():
+            return differ_error(output, done.returncode, source=compiled.source)
+        changes = [
+            FunctionChange(compiled.parent, function, "new" if kind == "new" else "changed")
+            for kind, function in _CHANGE.findall(output)
+        ]
+        return DiffObject(compiled, place / "out" / name, changes)
+
+    # -- link
+
+    def link(self, diffs: Sequence[DiffObject], name: str, work: Path) -> Path:
+        """See `Engine.link`."""
+        hook = self._hook(work)
+        job = work / "job"
+        place = work / "link/upper" / _PLACE
+        for directory in (job, work / "link/upper", place):
+            directory.mkdir(parents=True, exist_ok=True)
+            give_to_sandbox(directory)
+        for file in hook.iterdir():
+            shutil.copy2(file, place / file.name)
+            give_to_sandbox(place / file.name)
+        inputs: list[str] = []
+        for number, diff in enumerate(diffs):
+            inputs.append(f"diff-{number}.o")
+            shutil.copyfile(diff.path, place / inputs[-1])
+        # what kbuild would have left behind for modpost, had it compiled the module
+        files = {
+            "Makefile": "",
+            "modules.order": f"{_PLACE}/{name}.o\n",
+            f"{name}.mod": f"{_PLACE}/patch-hook.o\n{_PLACE}/output.o\n",
+            ".patch-hook.o.cmd": f"savedcmd_{_PLACE}/patch-hook.o := true\n",
+            ".output.o.cmd": f"savedcmd_{_PLACE}/output.o := true\n",
+        }
+        for file, text in files.items():
+            (place / file).write_text(text)
+        env = self._link_environment()
+        with self._kernel.sandbox(work / "link", job=job) as sandbox:
+            try:
+                sandbox.run(["sh", "-c", _LINK.format(tools=_TOOLS, job=JOB), "link", name, *inputs], cwd=TREE, env=env)
+            except ProgramError as error:
+                raise InternalError(f"The module could not be linked:\n{error.message}") from error
+        module = work / f"{name}.ko"
+        shutil.copyfile(job / "module.ko", module)
+        return module
+
+    def _link_environment(self) -> Mapping[str, str]:
+        env = {**self._kernel.environment, "KBUILD_MODULES": "1", "KBUILD_EXTMOD": _PLACE}
+        env |= {"extmod_prefix": f"{_PLACE}/", "MODORDER": f"{_PLACE}/modules.order"}
+        env["KBUILD_CFLAGS"] += " -g0"
+        env.pop("KBUILD_BUILTIN", None)  # else modfinal asks for a vmlinux, to make BTF against
+        return env
+
+    def _hook(self, work: Path) -> Path:
+        """The part of the module that is the same for all patches of a kernel: kpatch's hook, kept with the kernel."""
+        kept = self._kernel.path / f"kpatch-{self._tools.digest[:16]}"
+        if kept.is_dir():
+            return kept
+        place = work / "hook/upper" / _PLACE
+        place.mkdir(parents=True)
+        for path in (self._tools.path / _DATA).iterdir():
+            if path.suffix in {".c", ".h", ".S"}:
+                shutil.copyfile(path, place / path.name)
+        (place / "Makefile").write_text(_HOOK_MAKEFILE)
+        (place / "modules.order").write_text("")
+        for path in (place.parent, place, *place.iterdir()):
+            give_to_sandbox(path)
+        with self._kernel.sandbox(work / "hook") as sandbox:
+            done = self._kernel.kbuild.objects(sandbox, [f"{_PLACE}/patch-hook.o"], directory=_PLACE, extra_flags="-g0")
+            if not (place / "patch-hook.o").exists():
+                raise InternalError(f"kpatch's hook does not compile for {self._kernel.release}:\n{done.stderr}")
+            script = f"$CPP -P -D__KERNEL__ -o {_PLACE}/kpatch.lds {_PLACE}/kpatch.lds.S"
+            # only kernels that have it know this target (scripts/Makefile.modfinal)
+            common = f"make -f scripts/Makefile.modfinal {_PLACE}/.module-common.o >/dev/null 2>&1 || true"
+            sandbox.run(["sh", "-e", "-c", f"{script}; {common}"], cwd=TREE, env=self._link_environment())
+        aside = Path(tempfile.mkdtemp(prefix=".kpatch.", dir=self._kernel.path))
+        try:
+            aside.chmod(0o755)
+            for file in ("patch-hook.o", "kpatch.lds", ".module-common.o", "..module-common.o.cmd"):
+                if (place / file).exists():
+                    shutil.copy2(place / file, aside / file)
+            aside.rename(kept)
+        except OSError:
+            if not kept.is_dir():
+                raise  # else another build was first
+        finally:
+            remove_tree(aside)
+        return kept

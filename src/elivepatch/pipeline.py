@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The life of a build: the one place that knows the order of patches, build, boot test and signature."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elivepatch.build import objects as lookup
+from elivepatch.build.compiler import CompiledObject, Compiler
+from elivepatch.build.engines.engine import DiffObject, Engine
+from elivepatch.build.engines.kpatch import KpatchEngine
+from elivepatch.build.prepared import Kernels, PreparedKernel
+from elivepatch.build.proof import ObjectProof, Prover
+from elivepatch.build.sealed import check_sealed
+from elivepatch.build.store import remove_tree
+from elivepatch.errors import (
+    BuildIdMismatchError,
+    ConfigurationMismatchError,
+    Diagnosis,
+    DiskFullError,
+    ElivepatchError,
+    InternalError,
+    InvalidInputError,
+    KernelUnavailableError,
+    ProofFailedError,
+    UnavailableError,
+)
+from elivepatch.kernel.config import parse_config
+from elivepatch.kernel.release import Release, parse_release
+from elivepatch.patches import doctor
+from elivepatch.patches.apply import apply_series
+from elivepatch.patches.series import parse_series
+from elivepatch.patches.tree import Tree
+from elivepatch.progress import Progress
+from elivepatch.protocol.models import (
+    BuildRequest,
+    BuildStatus,
+    CacheReport,
+    ChangedFunction,
+    EngineReport,
+    KernelReport,
+    ModuleReport,
+    Proof,
+    ProvenFunction,
+    Report,
+    Timings,
+    Verification,
+)
+from elivepatch.sources.debian import AptConfiguration, DebianSource
+from elivepatch.sources.provider import KernelFiles, KernelSource
+from elivepatch.toolchains.roots import Root, Roots
+from elivepatch.toolchains.sandbox import tool_prefix
+from elivepatch.version import installed_version
+from elivepatch.vm.boot_test import BootTestRejectedError, GuestKernel, Subject, boot_test
+
+#: The root whose suite offers a kernel, by what Debian puts into its releases; the first is asked first.
+_SUITES = (("+deb13", "trixie"), ("+deb12", "bookworm"), ("6.1.0-", "bookworm"))
+#: Where kpatch's tools come from, whatever the compiler's root: objects are just files.
+_TOOLS_ROOT = "trixie"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that came with a request. ``name`` is for people only, it is never a path."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a build is made from."""
+
+    request: BuildRequest
+    patches: tuple[InputFile, ...]
+    base_patches: tuple[InputFile, ...] = ()
+    config: bytes | None = field(default=None, repr=False)
+    check: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where builds are made, and how much of the machine they may use.
+
+    ``mirror`` is where build roots are made from, if not from the suite's own archive.
+    """
+
+    cache: Path
+    parallel: int = 2
+    kernels_limit_bytes: int = 40 * 1024**3
+    mirror: str | None = None
+
+    @property
+    def roots(self) -> Roots:
+        """The build roots."""
+        return Roots(self.cache / "roots", self.mirror)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The prepared kernels."""
+        return Kernels(self.cache / "kernels", self.kernels_limit_bytes)
+
+    def source(self, root: Root) -> KernelSource:
+        """Debian's kernels as the apt configuration of a root offers them."""
+        etc = root.path / "etc/apt"
+        return DebianSource(AptConfiguration(root.name, etc / "sources.list", etc / "trusted.gpg.d"), self.cache)
+
+
+def request_key(job: Job, workshop: Workshop) -> str:
+    """The key of a build: a digest of all that decides its bytes and its report. Cheap: no kernel is looked up."""
+    request = job.request
+    parts: dict[str, object] = {
+        "elivepatch": installed_version(),
+        "kernel": request.kernel,
+        "build_id": request.build_id,
+        "verify": request.verify,
+        "patches": [_digest(file.data) for file in job.patches],
+        "base_patches": [_digest(file.data) for file in job.base_patches],
+        "config": _digest(job.config),
+        "check": _digest(job.check),
+        "roots": {root.name: root.digest for root in workshop.roots.installed()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Report:
+    """Build, prove and try the livepatch; leaves ``report.json`` and the module in ``output``.
+
+    Never raises for an ElivepatchError: whatever the end, the report says it.
+    """
+    began = time.monotonic()
+    key = request_key(job, workshop)
+    state = _State()
+    try:
+        _run(job, workshop, output, progress, state)
+        status, ending = BuildStatus.DONE, None
+    except ElivepatchError as error:
+        status, ending = _status(error), error
+        if isinstance(error, BootTestRejectedError):
+            state.verification = error.verification
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            raise
+        status, ending = BuildStatus.FAILED, DiskFullError(f"No space is left on the device: {error.filename}")
+    report = Report(
+        status=status,
+        key=key,
+        exit_status=ending.exit_status if ending else 0,
+        error=ending.code if ending else None,
+        message=ending.message if ending else None,
+        hint=ending.hint if ending else None,
+        engine=state.engine,
+        kernel=state.kernel,
+        module=state.module,
+        changed=tuple(state.changed),
+        proof=state.proof,
+        diagnosis=(*(ending.as_diagnosis() if ending else ()), *state.notes),
+        verification=state.verification,
+        timings=_timings(progress.timings, time.monotonic() - began),
+        cache=state.cache,
+    )
+    _write(output / "report.json", report.dump_json().encode())
+    progress.done(f"{status}: {report.message or (state.module.name if state.module else '')}")
+    return report
+
+
+@dataclass
+class _State:
+    """What is known so far: a report says it, however the build ends."""
+
+    kernel: KernelReport | None = None
+    engine: EngineReport | None = None
+    module: ModuleReport | None = None
+    proof: Proof | None = None
+    verification: Verification | None = None
+    cache: CacheReport | None = None
+    changed: list[ChangedFunction] = field(default_factory=list[ChangedFunction])
+    notes: list[Diagnosis] = field(default_factory=list[Diagnosis])
+
+
+def _status(error: ElivepatchError) -> BuildStatus:
+    return BuildStatus.REFUSED if error.exit_status in {2, 3, 4, 5} else BuildStatus.FAILED
+
+
+def _timings(measured: Mapping[str, float], total: float) -> Timings:
+    return Timings(**{name: round(seconds, 3) for name, seconds in measured.items()}, total=round(total, 3))
+
+
+def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: _State) -> None:
+    release = _release(job.request.kernel)
+    # what can be said without a kernel is said before one is prepared
+    parse_series([(file.name, file.data) for file in job.patches])
+    config = parse_config(job.config) if job.config is not None else None
+    if job.base_patches:
+        raise UnavailableError(
+            "Kernels with local patches (--base-patch) are not offered yet.",
+            hint="Leave the base patches out if the host runs the distribution's own kernel.",
+        )
+    progress.phase("preparing", f"preparing {release}")
+    output.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".work.", dir=output))
+    work.chmod(0o755)
+    try:
+        with ExitStack() as held:
+            with progress.timed("prepare"):
+                files, root, source = _find(release, workshop, progress)
+                context = workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress)
+                kernel, was_there = held.enter_context(context)
+            state.kernel = KernelReport(
+                release=kernel.release,
+                build_id=kernel.build_id,
+                source=kernel.origin,
+                config_sha256=kernel.config_sha256,
+                compiler=kernel.compiler,
+            )
+            _check_host(job, kernel)
+            if config is not None and (differences := kernel.config().differences(config)):
+                raise _configuration_mismatch(release, differences)
+            engine: Engine = KpatchEngine(kernel, workshop.roots.ensure(_TOOLS_ROOT, progress))
+            state.engine = EngineReport(name=engine.name, version=engine.version)
+            _build(job, kernel, was_there, engine, workshop, work, output, progress, state)
+            if job.request.verify and state.module is not None:
+                _verify(job, kernel, output / f"{state.module.name}.ko", work, workshop, progress, state)
+    finally:
+        log = work / "boot-test/boot-test.log"
+        if log.exists():
+            shutil.copyfile(log, output / "boot-test.log")
+        remove_tree(work)
+
+
+def _release(name: str) -> Release:
+    for prefix in ("kernel.org:", "git:", "dir:"):
+        if name.startswith(prefix):
+            raise KernelUnavailableError(
+                f"Kernels from '{prefix}' are not offered yet.", hint="Name the release of a Debian kernel."
+            )
+    return parse_release(name)
+
+
+def _find(release: Release, workshop: Workshop, progress: Progress) -> tuple[KernelFiles, Root, KernelSource]:
+    """The kernel's files, the root of its compiler and where they come from; asks the likely suite first."""
+    likely = [suite for mark, suite in _SUITES if mark in release.text]
+    suites = list(dict.fromkeys(likely)) or [suite for _, suite in _SUITES]
+    offered: list[Release] = []
+    for suite in dict.fromkeys(suites):
+        root = workshop.roots.ensure(suite, progress)
+        source = workshop.source(root)
+        files = source.find(release, progress)
+        if files is not None:
+            return files, root, source
+        offered += source.offered(progress)
+    names = ", ".join(str(known) for known in sorted(set(offered), reverse=True))
+    raise KernelUnavailableError(
+        f"{release} is not offered by any configured source. Offered are: {names or 'none'}.",
+        hint="Name one of these, or install one of them on the host: a kernel that is replaced is no longer offered.",
+    )
+
+
+def _check_host(job: Job, kernel: PreparedKernel) -> None:
+    wanted = job.request.build_id or (job.request.host.build_id if job.request.host else None)
+    if wanted is not None and wanted != kernel.build_id:
+        raise BuildIdMismatchError(
+            f"The host runs a {kernel.release} with build ID {wanted}; {kernel.origin} has {kernel.build_id}.",
+            hint="The host's kernel is not the published one: it was built locally, or it is another revision.",
+        )
+
+
+def _configuration_mismatch(release: Release, differences: Sequence[str]) -> ConfigurationMismatchError:
+    message = f"The configuration differs from that of {release} in {len(differences)} options"
+    findings = [
+        Diagnosis(rule="configuration-mismatch", message=f"CONFIG_{line} (published, given)")
+        for line in differences[:50]
+    ]
+    return ConfigurationMismatchError(
+        f"{message}: {'; '.join(differences[:5])}{'; …' if len(differences) > 5 else ''}",
+        hint="Give the configuration of the running kernel (/boot/config-$(uname -r)), or none.",
+        diagnosis=findings,
+    )
+
+
+def _build(
+    job: Job,
+    kernel: PreparedKernel,
+    was_there: bool,
+    engine: Engine,
+    workshop: Workshop,
+    work: Path,
+    output: Path,
+    progress: Progress,
+    state: _State,
+) -> None:
+    progress.phase("building", f"building for {kernel.release}")
+    with progress.timed("apply"):
+        series = parse_series([(file.name, file.data) for file in job.patches], exists=Tree(kernel.source).exists)
+        changes = work / "changes"
+        changes.mkdir()
+        applied = apply_series(series, kernel.source, changes, prefix=tool_prefix(kernel.root.path, changes))
+        examination = doctor.examine(doctor.changes_of(applied))
+        doctor.require_code(examination, series.paths)
+        doctor.require_possible(examination)
+        added = [file.path for file in applied.files if file.original is None]
+        touched = [path for file in applied.files for path in (file.old_path, file.path) if path is not None]
+        affected = lookup.affected_objects(kernel, touched, added)
+        state.notes += [*applied.findings, *examination.findings, *affected.notes]
+    progress.step(f"compiling {', '.join(affected.paths)}")
+    with progress.timed("compile"):
+        compiled, findings = Compiler(kernel, work / "compile", workshop.parallel).compile(
+            affected.paths, changes / "patched"
+        )
+        state.notes += [finding for finding in findings if finding.severity != "error"]
+        for each in compiled:
+            lookup.check_parent(kernel, each.path, each.parent)
+    state.cache = CacheReport(kernel=was_there, original_objects=sum(each.cached for each in compiled))
+    with progress.timed("proof"):
+        prover = Prover(kernel)
+        proofs = [prover.prove(each.path, each.parent, each.exact) for each in compiled]
+        state.proof = _proof(proofs)
+    progress.step("comparing original and patched objects")
+    with progress.timed("diff"):
+        diffs = engine.diff(compiled, work / "diff")
+    _require_proven(kernel, compiled, proofs, diffs)
+    changed = [ChangedFunction(object=c.object, function=c.function, kind=c.kind) for d in diffs for c in d.changes]
+    state.changed += changed
+    progress.step(f"linking: {', '.join(f'{change.function} ({change.kind})' for change in changed)}")
+    with progress.timed("link"):
+        name = f"elivepatch_{_module_id(kernel, engine, series.digest)}"
+        module = engine.link(diffs, name, work)
+        check_sealed(kernel, module)
+        data = module.read_bytes()
+        _write(output / f"{name}.ko", data)
+    state.module = ModuleReport(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def _module_id(kernel: PreparedKernel, engine: Engine, series: str) -> str:
+    """Twelve hex digits that stand for the module's content: the kernel, the change and the tools."""
+    parts = [kernel.build_id, kernel.config_sha256, kernel.root.digest, engine.name, engine.version, series]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _proof(proofs: Sequence[ObjectProof]) -> Proof:
+    """The proof of all functions; what differs makes it no proof."""
+    functions = [
+        ProvenFunction(
+            object=proof.parent,
+            function=function.function,
+            size=function.size,
+            masked=function.masked,
+            identical=function.outcome == "identical",
+        )
+        for proof in proofs
+        for function in proof.functions
+        if function.outcome != "absent"
+    ]
+    return Proof(
+        level="exact" if all(function.identical for function in functions) else "none",
+        functions=tuple(functions),
+        compared=len(functions),
+        absent=sum(len(proof.of("absent")) for proof in proofs),
+    )
+
+
+def _require_proven(
+    kernel: PreparedKernel,
+    compiled: Sequence[CompiledObject],
+    proofs: Sequence[ObjectProof],
+    diffs: Sequence[DiffObject],
+) -> None:
+    """Every changed function, and every other function of the touched objects, is the kernel's own."""
+    changes = {diff.source.path: {c.function for c in diff.changes if c.kind == "changed"} for diff in diffs}
+    findings: list[Diagnosis] = []
+    for source, proof in zip(compiled, proofs, strict=True):
+        names = changes.get(source.path, set())
+        lacking = [f for f in proof.of("absent") if f.function in names]
+        known = {f.function for f in proof.functions}
+        findings += [
+            Diagnosis(
+                rule="proof-failed",
+                file=source.source,
+                function=function.function,
+                message=f"The original of {function.function}() is not the kernel's: {function.why}.",
+                hint="The running kernel was built from other source, with another configuration or compiler.",
+                doc="docs/refusals.md#proof-failed",
+            )
+            for function in [*proof.of("different"), *lacking]
+        ]
+        if names - known:
+            raise InternalError(f"{source.path}: {', '.join(sorted(names - known))} changed and not proven.")
+    if findings:
+        raise ProofFailedError(
+            f"{findings[0].message} {len(findings)} functions differ from {kernel.release}.", diagnosis=findings
+        )
+
+
+def _verify(
+    job: Job, kernel: PreparedKernel, module: Path, work: Path, workshop: Workshop, progress: Progress, state: _State
+) -> None:
+    progress.phase("verifying", "boot test")
+    place = work / "boot-test"
+    place.mkdir()
+    changed = [change for change in state.changed if change.kind == "changed"]
+    subject = Subject(
+        module=module,
+        name=module.stem,
+        objects=tuple(dict.fromkeys(change.object for change in changed)),
+        check=job.check,
+        functions=tuple(f"{change.object}/{change.function}" for change in changed),
+    )
+    guest = GuestKernel(release=kernel.release, vmlinuz=kernel.vmlinuz, modules=kernel.modules_directory)
+    try:
+        with progress.timed("verify"):
+            state.verification = boot_test(
+                guest, subject, place, progress, busybox=kernel.root.busybox, shared=workshop.cache / "guests"
+            )
+    except ElivepatchError:
+        module.unlink()  # nothing that failed its test is left to be loaded
+        state.module = None
+        raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write aside and rename: a reader sees all of it or nothing."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(data)
+    aside.replace(path)
+
+
+def read_inputs(paths: Sequence[Path], limit_bytes: int, what: str) -> tuple[InputFile, ...]:
+    """Read files that a user named; raises InvalidInputError for one that cannot be read or is too large."""
+    found: list[InputFile] = []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(limit_bytes + 1)
+        except OSError as error:
+            raise InvalidInputError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+        found.append(InputFile(path.name, data))
+    return tuple(found)

@@ -1,0 +1,2 @@
+#!/bin/sh
+grep -q idle /proc/uptime && grep -q pid /proc/loadavg
