@@ -52,6 +52,7 @@ def test_a_guest_with_a_network_reaches_one_port() -> None:
     argv = words(replace(GUEST, server_port=8080, relay="relay 8080"))
     netdev = argv[argv.index("-netdev") + 1]
     assert netdev == "user,id=net,restrict=on,guestfwd=tcp:10.0.2.100:8080-cmd:relay 8080"
+    assert argv[:4] == ["setpriv", "--no-new-privs", "--", "qemu-system-x86_64"]
 
 
 def test_the_probe_starts_where_the_processor_does() -> None:

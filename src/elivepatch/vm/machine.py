@@ -168,8 +168,13 @@ def arguments(machine: Machine, accelerator: Accelerator) -> list[str | Path]:
     """The command that starts the guest. The guest's second serial port is the command's standard output."""
     line = ("console=ttyS0", "panic=-1", *machine.command_line)
     argv: list[str | Path] = [QEMU, *_base(accelerator)]
-    spawn = "allow" if machine.relay else "deny"
-    argv += ["-sandbox", f"on,obsolete=deny,elevateprivileges=deny,spawn={spawn},resourcecontrol=deny"]
+    if machine.relay is None:
+        argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    else:
+        # QEMU starts the relay in a session of its own, and its filter takes setsid for one of the calls that
+        # elevate privileges (softmmu/qemu-seccomp.c); so it is the kernel that keeps them from rising
+        argv = ["setpriv", "--no-new-privs", "--", *argv]
+        argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"]
     argv += ["-m", str(machine.memory_mib), "-smp", str(min(max(machine.cores, 1), 2))]
     argv += ["-display", "none", "-monitor", "none"]
     argv += ["-serial", f"file:{machine.console}"]
