@@ -45,6 +45,8 @@ class Kbuild:
         directory: str = ".",
     ) -> Completed:
         """Build objects, paths from the top of the tree; the exit status is make's."""
+        if not targets:  # make without a goal would build the whole kernel
+            return Completed((), 0, "", "", 0.0)
         env = dict(self.environment)
         env["KBUILD_MODULES"] = "1"
         if extra_flags:

@@ -102,6 +102,20 @@ class Store:
             self._stamp(key).unlink(missing_ok=True)
             return True
 
+    def sweep(self) -> int:
+        """Remove what makers and removers that were killed left behind; gives the bytes that this freed."""
+        freed = 0
+        for left in self._directory.glob(".*.*.*") if self._directory.is_dir() else ():
+            if left.is_dir():
+                with self._lock_file(left.name.split(".")[1]) as lock:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        continue  # its maker lives
+                    freed += disk_usage(left)
+                    remove_tree(left)
+        return freed
+
     def _make(self, key: str, make: Callable[[Path], None]) -> None:
         for left in self._directory.glob(f".{key}.*.*"):  # of a maker that was killed: we hold its lock
             if left.is_dir():

@@ -19,9 +19,13 @@ import click
 from elivepatch.errors import ElivepatchError
 from elivepatch.version import installed_version
 
-#: Subcommands: where each lives, as module and name; ``root``, ``kernel`` and ``gc`` come here too.
+#: Subcommands: where each lives, as module and name.
 _COMMANDS = {
     "build": ("elivepatch.server.build_command", "build"),
+    "gc": ("elivepatch.server.admin_commands", "gc"),
+    "kernel": ("elivepatch.server.admin_commands", "kernel"),
+    "proof": ("elivepatch.server.proof_command", "proof"),
+    "root": ("elivepatch.server.admin_commands", "root"),
     "serve": ("elivepatch.server.serve_command", "serve"),
 }
 

@@ -60,9 +60,9 @@ class DebianSource:
 
         What was found once is remembered: the packages of a release never change.
         """
+        if (known := self.remembered(release)) is not None:
+            return known
         record = self._state / "releases" / f"{release}.json"
-        if record.exists():
-            return self._load(release, record)
         self._ensure_lists(progress, refresh=False)
         files = self._find(release)
         if files is None and self._lists_age() > _LISTS_AGE:
@@ -71,6 +71,11 @@ class DebianSource:
         if files is not None:
             self._save(files, record)
         return files
+
+    def remembered(self, release: Release) -> KernelFiles | None:
+        """The files of a release that was found before; asks nobody."""
+        record = self._state / "releases" / f"{release}.json"
+        return self._load(release, record) if record.exists() else None
 
     def offered(self, progress: Progress) -> list[Release]:
         """The releases of which all that is needed is offered, the newest last."""

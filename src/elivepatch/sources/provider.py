@@ -57,6 +57,10 @@ class KernelSource(Protocol):
         """The files of a release, or None where this source does not have it; nothing but lists is downloaded."""
         ...
 
+    def remembered(self, release: Release) -> KernelFiles | None:
+        """The files of a release that was found before; asks nobody."""
+        ...
+
     def offered(self, progress: Progress) -> list[Release]:
         """The releases that can be had now, the newest last."""
         ...

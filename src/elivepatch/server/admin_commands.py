@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``elivepatch-server root``, ``kernel`` and ``gc``: what lies in the cache, and how to be rid of it.
+
+All of them work on the cache directory alone, with the server running or not: the locks of the cache keep what is in
+use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import click
+
+from elivepatch.build.prepared import Kernels, list_kernels
+from elivepatch.build.store import Entry, Store, disk_usage
+from elivepatch.errors import BusyError, NotFoundError
+from elivepatch.kernel.release import parse_release
+from elivepatch.pipeline import Workshop
+from elivepatch.progress import Progress, to_terminal
+from elivepatch.server import settings as server_settings
+from elivepatch.toolchains.roots import Root
+
+#: Downloads younger than this (seconds) stay: a kernel that is not there yet may just be made of them.
+PACKAGE_REST_SECONDS = 3600.0
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+
+def _workshop() -> Workshop:
+    return server_settings.load().workshop
+
+
+# -- build roots
+
+
+@click.group("root")
+def root() -> None:
+    """Build roots: the compilers and tools that kernels were built with."""
+
+
+@root.command("list")
+@_JSON
+def root_list(as_json: bool) -> None:
+    """List the build roots, and those that can be made."""
+    roots = _workshop().roots
+    installed = roots.installed()
+    missing = [name for name in roots.names() if name not in {one.name for one in installed}]
+    if as_json:
+        _print([*(root_data(one) for one in installed), *({"name": name, "installed": False} for name in missing)])
+        return
+    rows = [
+        (one.name, f"{one.packages} packages", _date(one.created), f"kpatch {one.kpatch or 'none'}", one.digest[:12])
+        for one in installed
+    ]
+    _table([*rows, *((name, "not made", "", "", "") for name in missing)])
+
+
+@root.command("add")
+@click.argument("name")
+@_JSON
+def root_add(name: str, as_json: bool) -> None:
+    """Make a build root, from the packages of the suite of that name; about two minutes."""
+    roots = _workshop().roots
+    _require_recipe(name, roots.names())
+    made = roots.ensure(name, Progress(to_terminal(sys.stderr)))
+    if as_json:
+        _print(root_data(made))
+    else:
+        click.echo(f"{made.name}: {made.packages} packages, digest {made.digest[:12]}")
+
+
+@root.command("remove")
+@click.argument("name")
+@_JSON
+def root_remove(name: str, as_json: bool) -> None:
+    """Remove a build root. Kernels prepared with it stay; they are of use again if the root is made alike."""
+    roots = _workshop().roots
+    _require_recipe(name, roots.names())
+    gone = roots.get(name)
+    size = disk_usage(gone.path)
+    roots.remove(name)
+    if as_json:
+        _print({"name": name, "removed": True, "freed": size})
+    else:
+        click.echo(f"{name}: removed, {_size(size)} freed")
+
+
+@root.command("verify")
+@click.argument("name")
+@_JSON
+def root_verify(name: str, as_json: bool) -> None:
+    """Check that a build root still holds the packages that were recorded when it was made."""
+    roots = _workshop().roots
+    _require_recipe(name, roots.names())
+    roots.verify(name)
+    found = roots.get(name)
+    if as_json:
+        _print({**root_data(found), "verified": True})
+    else:
+        click.echo(f"{name}: as it was made, {found.packages} packages, digest {found.digest[:12]}")
+
+
+def _require_recipe(name: str, known: Sequence[str]) -> None:
+    """Names are looked up, never used as paths."""
+    if name not in known:
+        raise NotFoundError(f"There is no recipe for a build root '{name}'.", hint=f"Known: {', '.join(known)}.")
+
+
+def root_data(one: Root) -> dict[str, object]:
+    """A build root as it is printed with ``--json``; sizes are bytes, times seconds since the epoch."""
+    return {
+        "name": one.name,
+        "installed": True,
+        "path": str(one.path),
+        "digest": one.digest,
+        "packages": one.packages,
+        "created": one.created,
+        "kpatch": one.kpatch,
+        "size": disk_usage(one.path),
+    }
+
+
+# -- prepared kernels
+
+
+@click.group("kernel")
+def kernel() -> None:
+    """Prepared kernels: what all builds for one kernel share."""
+
+
+@kernel.command("list")
+@_JSON
+def kernel_list(as_json: bool) -> None:
+    """List the prepared kernels, the most recently used first."""
+    found = list_kernels(_workshop().kernels.store)[::-1]
+    if as_json:
+        _print(found)
+    elif found:
+        _table([(str(one["key"]), str(one["release"]), _size(one["size"]), _date(one["last_used"])) for one in found])
+    else:
+        click.echo("No kernel is prepared; the first build for one prepares it.")
+
+
+@kernel.command("show")
+@click.argument("key")
+@_JSON
+def kernel_show(key: str, as_json: bool) -> None:
+    """Show a prepared kernel, named by its key, the beginning of it, or its release."""
+    store = _workshop().kernels.store
+    entry = choose(store, key)
+    data, parts = kernel_data(entry), parts_of(entry)
+    if as_json:
+        _print({**data, "parts": parts})
+        return
+    for name, value in data.items():
+        shown = _size(value) if name == "size" else _date(value) if name == "last_used" else value
+        click.echo(f"{name:16} {shown}")
+    for name, size in parts.items():
+        click.echo(f"{'':16} {name}: {_size(size)}")
+
+
+@kernel.command("remove")
+@click.argument("key")
+@_JSON
+def kernel_remove(key: str, as_json: bool) -> None:
+    """Remove a prepared kernel; the next build for it prepares it again."""
+    store = _workshop().kernels.store
+    entry = choose(store, key)
+    if not store.remove(entry.key):
+        raise BusyError(f"The prepared kernel {entry.key} is in use.", hint="Try again when its builds have ended.")
+    if as_json:
+        _print({"key": entry.key, "removed": True, "freed": entry.size})
+    else:
+        click.echo(f"{entry.key}: removed, {_size(entry.size)} freed")
+
+
+def choose(store: Store, name: str) -> Entry:
+    """The entry of a prepared kernel by its key, the beginning of that, or its release.
+
+    Raises NotFoundError where there is none, or more than one.
+    """
+    entries = {entry.key: entry for entry in store.entries()}
+    releases = {str(one["key"]): str(one["release"]) for one in list_kernels(store)}
+    if name in entries:
+        return entries[name]
+    fitting = [key for key in sorted(entries) if name and (key.startswith(name) or releases.get(key) == name)]
+    if len(fitting) != 1:
+        what = f"{len(fitting)} prepared kernels are called" if fitting else "There is no prepared kernel"
+        raise NotFoundError(
+            f"{what} '{name[:100]}'.",
+            hint=f"Name one by its key: {', '.join(fitting)}." if fitting else "See: elivepatch-server kernel list",
+        )
+    return entries[fitting[0]]
+
+
+def kernel_data(entry: Entry) -> dict[str, object]:
+    """A prepared kernel as it is printed with ``--json``; sizes are bytes, times seconds since the epoch."""
+    data = json.loads((entry.path / "kernel.json").read_text())
+    objects = entry.path / "objects"
+    return {
+        "key": entry.key,
+        "release": data["release"],
+        "build_id": data["build_id"],
+        "source": data["origin"],
+        "compiler": data["compiler"],
+        "config_sha256": data["config_sha256"],
+        "modules": len(data["modules"]),
+        "kept_objects": sum(not path.name.startswith(".") for path in objects.iterdir()) if objects.is_dir() else 0,
+        "size": entry.size,
+        "last_used": entry.last_used,
+    }
+
+
+def parts_of(entry: Entry) -> dict[str, int]:
+    """What the parts of a prepared kernel take, in bytes."""
+    return {path.name: disk_usage(path) for path in sorted(entry.path.iterdir()) if path.is_dir()}
+
+
+# -- cleaning
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Something that was removed from the cache; ``size`` is the bytes that this freed."""
+
+    kind: str
+    name: str
+    size: int
+
+
+@click.command("gc")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    metavar="BYTES",
+    help="Bytes that kernels and sources may take; by default what the setting kernels_limit_bytes says.",
+)
+@click.option("--packages", is_flag=True, help="Remove downloaded packages that no prepared kernel was made of, too.")
+@_JSON
+def gc(limit: int | None, packages: bool, as_json: bool) -> None:
+    """Remove prepared kernels and unpacked sources, the least recently used first, until they are within a limit.
+
+    What is in use stays; so do build roots, and what was downloaded within the last hour.
+    """
+    settings = server_settings.load()
+    workshop = settings.workshop
+    removed = collect(workshop.kernels, settings.kernels_limit_bytes if limit is None else limit)
+    if packages:
+        removed += collect_packages(workshop)
+    if as_json:
+        freed = sum(one.size for one in removed)
+        _print({"freed": freed, "removed": [{"kind": r.kind, "name": r.name, "size": r.size} for r in removed]})
+        return
+    for one in removed:
+        click.echo(f"{one.kind:8} {one.name}: removed, {_size(one.size)} freed")
+    if not removed:
+        click.echo("Nothing to remove.")
+
+
+def collect(kernels: Kernels, limit_bytes: int) -> list[Removed]:
+    """Bring prepared kernels and sources together within a limit in bytes, the least recently used first."""
+    removed: list[Removed] = []
+    for store in (kernels.store, kernels.sources):
+        freed = store.sweep()
+        if freed:
+            removed.append(Removed("left", "of processes that were killed", freed))
+    entries = [("kernel", kernels.store, entry) for entry in kernels.store.entries()]
+    entries += [("source", kernels.sources, entry) for entry in kernels.sources.entries()]
+    total = sum(entry.size for _, _, entry in entries)
+    for kind, store, entry in sorted(entries, key=lambda item: item[2].last_used):
+        if total <= limit_bytes:
+            break
+        if store.remove(entry.key):
+            total -= entry.size
+            removed.append(Removed(kind, entry.key, entry.size))
+    return removed
+
+
+def collect_packages(workshop: Workshop, rest_seconds: float = PACKAGE_REST_SECONDS) -> list[Removed]:
+    """Remove downloaded packages that no prepared kernel was made of.
+
+    Those that came less than ``rest_seconds`` ago stay.
+    """
+    needed = _needed_packages(workshop)
+    removed: list[Removed] = []
+    directory = workshop.cache / "packages"
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        # the change time says when it came here; the modification time is the server's
+        if path.name.startswith(".") or path.name in needed or path.lstat().st_ctime > time.time() - rest_seconds:
+            continue
+        size = path.lstat().st_blocks * 512
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed.append(Removed("package", path.name, size))
+    return removed
+
+
+def _needed_packages(workshop: Workshop) -> set[str]:
+    """The files that the prepared kernels were made of, as far as the sources remember."""
+    releases = {parse_release(str(one["release"])) for one in list_kernels(workshop.kernels.store)}
+    needed: set[str] = set()
+    for one in workshop.roots.installed():
+        source = workshop.source(one)
+        for release in releases:
+            files = source.remembered(release)
+            if files is not None:
+                needed.update(package.file for package in files.packages())
+    return needed
+
+
+# -- output
+
+
+def _print(data: object) -> None:
+    click.echo(json.dumps(data, indent=2))
+
+
+def _table(rows: Iterable[Sequence[str]]) -> None:
+    listed = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    for row in listed:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _size(size: object) -> str:
+    return f"{size / 1024**2:.0f} MB" if isinstance(size, int) else "unknown"
+
+
+def _date(seconds: object) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if isinstance(seconds, int | float) else "unknown"
