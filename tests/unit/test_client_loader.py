@@ -80,7 +80,8 @@ def test_a_transition_that_sticks_is_undone_and_its_tasks_named(bench: Bench) ->
     bench.kernel.stuck = True
     with pytest.raises(TransitionTimeoutError) as caught:
         bench.load()
-    assert "within 20 s and was undone" in caught.value.message
+    assert "did not finish within 20 s. Held by 2 tasks: " in caught.value.message
+    assert caught.value.message.endswith("It was undone.")
     assert "41 (kworker/0:1) in meminfo_proc_show+0x12/0x34" in caught.value.message
     assert "1234 (cat)" in caught.value.message
     assert caught.value.hint
@@ -93,6 +94,7 @@ def test_an_undo_that_sticks_too_is_said_and_not_called_undone(bench: Bench) -> 
     with pytest.raises(HostError, match="Undoing it did not succeed") as caught:
         bench.load()
     assert "transition back has not finished" in caught.value.message
+    assert "was undone" not in caught.value.message
     assert bench.steps == ["loading", "undoing"]
     assert f"unload {NAME}" not in bench.kernel.log
 
@@ -242,6 +244,18 @@ def test_a_revert_that_sticks_leaves_the_livepatch_in_force(bench: Bench) -> Non
     assert patch.enabled
     assert not patch.transition
     assert bench.steps == ["reverting", "undoing", "undone"]
+
+
+def test_a_load_that_was_left_in_transition_is_not_resumed_by_a_failed_revert(bench: Bench) -> None:
+    bench.kernel.stuck = bench.kernel.stuck_back = True
+    bench.kernel.add(NAME)  # the client that loaded it was killed
+    with pytest.raises(TransitionTimeoutError, match="goes on by itself"):
+        bench.loader.revert(NAME)
+    assert bench.kernel.log == [f"disable {NAME}"]
+    assert bench.steps == ["reverting"]
+    bench.kernel.stuck_back = False
+    bench.loader.revert(NAME)
+    assert bench.nothing_left()
 
 
 def test_reverting_what_is_not_there_names_what_is(bench: Bench) -> None:

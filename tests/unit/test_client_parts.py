@@ -185,6 +185,14 @@ def test_a_link_at_the_place_is_replaced_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "a").is_symlink()
 
 
+def test_a_file_in_the_way_is_an_error_of_ours(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state", os.geteuid())
+    state.prepare()
+    (state.path / "modules").write_text("")
+    with pytest.raises(HostError, match="cannot be made"):
+        state.prepare(state.modules("6.1"))
+
+
 def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot be written"):
         write_whole(tmp_path / "no/a", b"x")
@@ -238,6 +246,11 @@ def test_one_client_at_a_time(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path / "state", os.geteuid())
     with state.locked(), pytest.raises(HostError, match=f"process {os.getpid()}"), state.locked():
         pass
+    (state.path / "lock").unlink()
+    (state.path / "lock").symlink_to("/etc/passwd")
+    with pytest.raises(HostError, match="cannot be opened"), state.locked():
+        pass
+    (state.path / "lock").unlink()
     with state.locked(), (state.path / "lock").open() as stream, pytest.raises(BlockingIOError):
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -23,6 +23,7 @@ from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedErro
 from elivepatch.version import installed_version
 
 _INTERRUPTED = 130
+_FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json"}
 _File = click.Path(path_type=Path)
 
 
@@ -37,6 +38,8 @@ def _ending_well(output: Output) -> Generator[None]:
         output.data(Outcome(status="error", exit_status=error.exit_status, error=failure).dump())
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
+        failure = Failure(code="interrupted", message="It was interrupted.")
+        output.data(Outcome(status="error", exit_status=_INTERRUPTED, error=failure).dump())
         output.line(
             "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
         )
@@ -125,6 +128,7 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
     output = Output(debug=bool(flags["debug"]), as_json=bool(flags["as_json"]))
     context.meta["elivepatch.flags"] = flags
     if context.invoked_subcommand is not None:
+        _refuse_stray_flags(context, flags)
         return
     with _ending_well(output):
         if flags["cve"] or flags["clear"]:
@@ -143,6 +147,15 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
             output.failure(outcome.error.message, outcome.error.hint, report.diagnosis if report else ())
             sys.exit(outcome.exit_status)
         output.result(_summary(outcome))
+
+
+def _refuse_stray_flags(context: click.Context, flags: dict[str, Any]) -> None:
+    """A flag that a subcommand would pass over without a word is wrong usage."""
+    for name, value in flags.items():
+        if name not in _FOR_SUBCOMMANDS and value not in (None, False, ()):
+            raise click.UsageError(
+                f"'{name.replace('_', '-')}' has no meaning for '{context.invoked_subcommand}'.", context
+            )
 
 
 def _shared_flags(flags: dict[str, Any]) -> dict[str, object]:

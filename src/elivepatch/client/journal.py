@@ -163,4 +163,5 @@ class Record:
 
 def new_id() -> str:
     """An id for an entry; ids sort by the time they were made."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(4)
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(seconds))}-{nanoseconds // 1000:06d}-{secrets.token_hex(4)}"

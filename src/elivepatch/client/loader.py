@@ -162,6 +162,8 @@ class Loader:
                     self._undo(name, before, error)
                 else:  # whatever bears its name now is not ours
                     self.record("undone")
+                if isinstance(error, TransitionTimeoutError):
+                    raise TransitionTimeoutError(f"{error.message} It was undone.", hint=error.hint) from error
                 raise
         return Loaded(name, seconds, taint_before, taint(self.host.root))
 
@@ -169,7 +171,8 @@ class Loader:
         """Disable a livepatch, wait, unload its module; gives the seconds that took.
 
         Raises HostError where there is no such livepatch or its module stays, TransitionTimeoutError where the
-        transition back did not finish: the livepatch is then in force again.
+        transition back did not finish: a livepatch that was wholly in force is then in force again, one that was in
+        transition is left on its way back.
         """
         patch = livepatch(name, self.host.root)
         if patch is None and not self._left_over(name):
@@ -182,6 +185,8 @@ class Loader:
                 self._set_enabled(name, on=False)
             self._await_transition(name, enabled=False)
         except TransitionTimeoutError as error:
+            if patch is None or patch.transition or not patch.enabled:
+                raise TransitionTimeoutError(f"{error.message} It goes on by itself.", hint=error.hint) from error
             self.record("undoing")
             self._set_enabled(name, on=True)
             if not self._settled(name, enabled=True, timeout=self.timeout):
@@ -190,7 +195,7 @@ class Loader:
                     hint="Look at it with 'elivepatch status'; both are safe to wait for.",
                 ) from error
             self.record("undone")
-            raise
+            raise TransitionTimeoutError(f"{error.message} It is in force again.", hint=error.hint) from error
         self._unload(name)
         return self.host.clock.now() - began
 
@@ -241,7 +246,7 @@ class Loader:
         what = "The transition of" if enabled else "The transition back of"
         held = f"Held by {_count(tasks)}: {_named(tasks)}." if tasks else "No task can be seen to hold it."
         raise TransitionTimeoutError(
-            f"{what} {name} did not finish within {self.timeout:.0f} s and was undone. {held}",
+            f"{what} {name} did not finish within {self.timeout:.0f} s. {held}",
             hint="These tasks sleep in a patched function or never leave the kernel. Let them go on (or restart them) "
             "and try again, or allow more time with --timeout.",
         )

@@ -77,6 +77,7 @@ class RequestRun:
             self._warn(f"{target} is not the running kernel ({kernel.release}): its module will not be loaded.")
         if load:
             self._check_can_load(kernel)
+        self._check_output()
         inputs = self._read_inputs(target, running=running)
         request = self._request(target, kernel if running else None)
         if not is_protected(self.settings.url):
@@ -115,6 +116,14 @@ class RequestRun:
             raise HostError("This kernel does not tell its build ID: /sys/kernel/notes has none.", hint=hint)
         if kernel.policy.signature_needed:
             self._warn("this kernel takes only signed modules; one that the server did not sign will not be loaded.")
+
+    def _check_output(self) -> None:
+        output = self.wish.output
+        if output and (output.is_dir() or not output.parent.is_dir()):
+            raise InvalidInputError(
+                f"The module cannot be written to {output}: that is a directory, or its directory is not there.",
+                hint="Give -o the name of a file in a directory that exists.",
+            )
 
     def _read_inputs(self, target: str, *, running: bool) -> Inputs:
         found = find_configuration(

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Generator
 from pathlib import Path
 
 from elivepatch.errors import DiskFullError, HostError, InvalidSettingError
+
+_LOCK_TRIES = 10
 
 DEFAULT_STATE = Path("/var/lib/elivepatch-client")
 
@@ -35,7 +39,7 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             raise
         _sync_directory(path.parent)
     except OSError as error:
-        if error.errno == 28:  # ENOSPC
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(
                 f"No space is left to write {path}.", hint="Free some space on that file system and try again."
             ) from error
@@ -79,6 +83,27 @@ def require_trusted(path: Path, user: int) -> None:
             )
 
 
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"{path} cannot be made: {error.strerror}.",
+            hint="Run this as root, set another state_dir, or use --no-load -o FILE.",
+        ) from error
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock; some tries, for `StateDirectory.holder` holds it too, for an instant."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
 def _process_in(descriptor: int) -> str:
     return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
 
@@ -104,17 +129,12 @@ class StateDirectory:
 
         Raises HostError where they cannot be made, InvalidSettingError where they cannot be trusted.
         """
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise HostError(
-                f"{self.path} cannot be made: {error.strerror}.",
-                hint="Run this as root, set another state_dir, or use --no-load -o FILE.",
-            ) from error
+        _make(self.path)
         require_trusted(self.path, self.user)
         for directory in directories:
-            for place in (*reversed(directory.relative_to(self.path).parents), directory.relative_to(self.path)):
-                (self.path / place).mkdir(mode=0o700, exist_ok=True)
+            below = directory.relative_to(self.path)
+            for place in (*reversed(below.parents), below):
+                _make(self.path / place)
             require_trusted(directory, self.user)
 
     def holder(self) -> str | None:
@@ -135,15 +155,17 @@ class StateDirectory:
     def locked(self) -> Generator[None]:
         """Hold the lock that lets one client at a time change the kernel. Raises HostError where another holds it."""
         self.prepare()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        path = self.path / "lock"
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
+        try:
+            if not _lock(descriptor):
                 raise HostError(
                     f"Another elivepatch (process {_process_in(descriptor)}) is changing this kernel.",
                     hint="Wait until it has ended, then try again.",
-                ) from None
+                )
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
