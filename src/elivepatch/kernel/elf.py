@@ -7,6 +7,7 @@ pyelftools finds headers and sections; symbol and relocation tables are unpacked
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ class ElfImage:
 
     def __init__(self, source: Path | bytes) -> None:
         self.name = str(source) if isinstance(source, Path) else "ELF data"
-        self._stream = source.open("rb") if isinstance(source, Path) else BytesIO(source)
         try:
+            self._stream: Any = _map(source) if isinstance(source, Path) else BytesIO(source)  # Any: both read alike
             self._elf = ELFFile(self._stream)
             if self._elf.elfclass != 64 or not self._elf.little_endian or self._elf["e_machine"] != "EM_X86_64":
                 raise InvalidInputError(f"{self.name} is not an x86-64 ELF file.", hint="Only x86-64 is supported.")
@@ -194,6 +195,12 @@ class ElfImage:
             if found:
                 return found
         return None
+
+
+def _map(path: Path) -> mmap.mmap:
+    # a mapping needs no open file: an image that is kept for a while holds no descriptor
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _number(value: int | str) -> int:
