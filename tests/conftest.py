@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests with real kernels share: the workshop, the kernel they build for, and a way to build.
+
+The workshop lies where the Makefile puts it (ELIVEPATCH_CACHE); what is missing there is made, which the first run
+tells about. ELIVEPATCH_TEST_KERNEL names another kernel than the newest 6.12 of the cloud flavour.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from _pytest.capture import CaptureManager
+
+from build_support import Builder
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.kernel.release import Release, parse_release
+from elivepatch.pipeline import Workshop
+from elivepatch.progress import Event, Progress
+
+_SERIES, _FLAVOUR = "6.12.", "-cloud-amd64"
+_SUITE = "trixie"
+
+
+def cache_directory() -> Path:
+    """The cache, by the rule of the Makefile."""
+    if named := os.environ.get("ELIVEPATCH_CACHE"):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/cache/elivepatch")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elivepatch"
+
+
+@pytest.fixture(scope="session")
+def progress(request: pytest.FixtureRequest) -> Progress:
+    """Progress that is seen although pytest keeps the output: making a kernel takes minutes."""
+    manager = request.config.pluginmanager.getplugin("capturemanager")
+    assert isinstance(manager, CaptureManager)
+
+    def sink(event: Event) -> None:
+        if event.kind != "log":
+            with manager.global_and_fixture_disabled():
+                print(f"\n[{event.phase or 'workshop'}] {event.message}", end="", file=sys.stderr, flush=True)
+
+    return Progress(sink)
+
+
+@pytest.fixture(scope="session")
+def workshop(progress: Progress) -> Workshop:
+    """The workshop on the cache, with its build root."""
+    shop = Workshop(cache_directory())
+    shop.roots.ensure(_SUITE, progress)
+    return shop
+
+
+@pytest.fixture(scope="session")
+def release(workshop: Workshop, progress: Progress) -> Release:
+    """The kernel that the tests build for."""
+    if named := os.environ.get("ELIVEPATCH_TEST_KERNEL"):
+        return parse_release(named)
+    offered = workshop.source(workshop.roots.get(_SUITE)).offered(progress)
+    fitting = [each for each in offered if each.text.startswith(_SERIES) and each.text.endswith(_FLAVOUR)]
+    if not fitting:
+        pytest.fail(f"{_SUITE} offers no kernel {_SERIES}*{_FLAVOUR}: {', '.join(map(str, offered))}")
+    return fitting[-1]
+
+
+@pytest.fixture(scope="session")
+def kernel(workshop: Workshop, release: Release, progress: Progress) -> Generator[PreparedKernel]:
+    """That kernel, prepared, and held so that nothing removes it."""
+    root = workshop.roots.get(_SUITE)
+    source = workshop.source(root)
+    files = source.find(release, progress)
+    if files is None:
+        pytest.fail(f"{release} is not offered; ELIVEPATCH_TEST_KERNEL can name another kernel")
+    with workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress) as (kernel, _):
+        yield kernel
+
+
+@pytest.fixture
+def builder(workshop: Workshop, kernel: PreparedKernel, tmp_path: Path) -> Builder:
+    """Builds for that kernel, each in a directory of its own below ``tmp_path``."""
+    return Builder(workshop, kernel, tmp_path)

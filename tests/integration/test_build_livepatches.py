@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Builds of real patches for a real kernel, without a boot test: what comes out, and that it is always the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from build_support import LIVEPATCHES, Builder, mounts
+from elivepatch.kernel.elf import ElfImage
+from elivepatch.protocol.models import BuildStatus
+
+pytestmark = pytest.mark.integration
+
+#: What each livepatch of tests/data is to change: object, function, kind.
+EXPECTED = {
+    "string": {("vmlinux", "meminfo_proc_show", "changed")},
+    "static-local": {("vmlinux", "show_interrupts", "changed")},
+    "new-function": {("vmlinux", "version_proc_show", "changed"), ("vmlinux", "version_show_note", "new")},
+    "new-static-variable": {("vmlinux", "loadavg_proc_show", "changed")},
+    "two-files": {("vmlinux", "uptime_proc_show", "changed"), ("vmlinux", "loadavg_proc_show", "changed")},
+    "module": {("xfs", "xfs_stats_format", "changed")},
+    "module-and-vmlinux": {("xfs", "xfs_stats_format", "changed"), ("vmlinux", "meminfo_proc_show", "changed")},
+}
+
+
+def test_every_livepatch_of_the_data_is_expected() -> None:
+    assert {path.stem for path in LIVEPATCHES.glob("*.patch")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_livepatch_is_built_and_proven(builder: Builder, name: str) -> None:
+    before = mounts()
+    built = builder((LIVEPATCHES / f"{name}.patch").read_bytes())
+    report = built.report
+    assert (report.status, report.exit_status) == (BuildStatus.DONE, 0), built.told
+    assert {(each.object, each.function, each.kind) for each in report.changed} == EXPECTED[name]
+    assert report.proof is not None
+    assert report.proof.level == "exact"
+    assert report.proof.compared
+    assert all(function.identical for function in report.proof.functions)
+    proven = {(function.object, function.function) for function in report.proof.functions}
+    assert {(obj, function) for obj, function, kind in EXPECTED[name] if kind == "changed"} <= proven
+    assert report.kernel is not None
+    assert report.kernel.build_id == builder.kernel.build_id
+    assert report.module is not None
+    assert report.module.size == len(built.module)
+    with ElfImage(built.module) as image:
+        modinfo = image.data_of(".modinfo").split(b"\0")
+        assert b"livepatch=Y" in modinfo
+        assert any(entry.startswith(f"vermagic={report.kernel.release} ".encode()) for entry in modinfo)
+    assert mounts() == before
+
+
+def test_the_same_inputs_give_the_same_bytes(builder: Builder, tmp_path: Path) -> None:
+    patches = [(LIVEPATCHES / f"{name}.patch").read_bytes() for name in ("module-and-vmlinux", "new-static-variable")]
+    first = [builder(patch).module for patch in patches]
+    assert [
+        builder(patch, output=tmp_path / "elsewhere/deep" / str(at)).module for at, patch in enumerate(patches)
+    ] == (first)
+
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(2)
+
+    def build(patch: bytes, output: Path) -> None:
+        start.wait(60)
+        builder(patch, output=output)
+
+    # two at once, in processes of their own: of two patches, then of the same one
+    for round_, pair in enumerate(((0, 1), (0, 0))):
+        outputs = [tmp_path / f"at-once-{round_}-{number}" for number in range(2)]
+        children = [
+            context.Process(target=build, args=(patches[which], output))
+            for which, output in zip(pair, outputs, strict=True)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(240)
+            assert child.exitcode == 0
+        for which, output in zip(pair, outputs, strict=True):
+            (module,) = output.glob("*.ko")
+            assert module.read_bytes() == first[which]
