@@ -17,12 +17,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from elivepatch.build.collect import collect
 from elivepatch.build.diagnose import RULES, diagnose_compiler
 from elivepatch.build.kbuild import SECTION_FLAGS
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
-from elivepatch.errors import Diagnosis, DoesNotCompileError, InternalError, ToolCrashedError
+from elivepatch.errors import (
+    Diagnosis,
+    DoesNotCompileError,
+    InternalError,
+    ResourceExhaustedError,
+    SandboxViolationError,
+    ToolCrashedError,
+)
 from elivepatch.kernel.elf import ElfImage
+from elivepatch.process import ProgramError
 from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
 
 #: Debug information does not change code; without it the compiler and all that follow are faster.
@@ -141,8 +150,8 @@ class Compiler:
         _place(work / "upper", files)
         with self._kernel.sandbox(work) as sandbox:
             done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=flags, parallel=self._parallel)
-        built = {path: work / "upper" / path for path in objects}
-        lacking = [path for path, file in built.items() if not file.exists()]
+        built = self._collect(work, objects)
+        lacking = [path for path in objects if path not in built]
         if lacking:
             raise InternalError(
                 f"The unpatched {', '.join(lacking)} of {self._kernel.release} cannot be compiled:\n"
@@ -163,9 +172,16 @@ class Compiler:
             if path.is_file()
         }
         _place(upper, {**changed, **files})
-        with self._kernel.sandbox(work) as sandbox:
-            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=_PAIR_FLAGS, parallel=self._parallel)
-        built = {path: upper / path for path in objects if (upper / path).exists()}
+        try:
+            with self._kernel.sandbox(work) as sandbox:
+                done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=_PAIR_FLAGS, parallel=self._parallel)
+        except (ResourceExhaustedError, ProgramError) as error:
+            # the unpatched files compile within these limits: it is the patch that does not
+            raise SandboxViolationError(
+                f"Compiling the patched source overstepped a limit of the sandbox: {error.message.splitlines()[-1]}",
+                hint="Leave out of the patch whatever makes its compilation write or run without end.",
+            ) from error
+        built = self._collect(work, objects)
         findings = list(diagnose_compiler(done.stderr))
         if len(built) != len(objects):
             errors = [finding for finding in findings if finding.severity == "error"]
@@ -189,6 +205,12 @@ class Compiler:
                 diagnosis=errors,
             )
         return built, findings
+
+    @staticmethod
+    def _collect(work: Path, objects: Sequence[str]) -> dict[str, Path]:
+        """The objects that were built, taken out of the layer that the sandbox wrote to."""
+        taken = {path: work / "objects" / path for path in objects}
+        return {path: target for path, target in taken.items() if collect(work / "upper", path, target)}
 
     # -- what is kept with the kernel
 

@@ -86,7 +86,7 @@ def addresses_taken(module: Path) -> Iterator[tuple[str, str]]:
 
 
 def kernel_name(symbol: str) -> str:
-    """The kernel's name of a livepatch's symbol: NAME of ``.klp.sym.OBJECT.NAME,SYMPOS`` (livepatch/module-elf-format)."""
+    """NAME of a livepatch symbol ``.klp.sym.OBJECT.NAME,SYMPOS`` (Documentation/livepatch/module-elf-format.rst)."""
     if not symbol.startswith(_KLP_SYMBOL):
         return symbol
     return symbol.removeprefix(_KLP_SYMBOL).partition(".")[2].rpartition(",")[0]

@@ -163,7 +163,8 @@ def remove_tree(path: Path) -> None:
 
     def again(function: Callable[[str], object], name: str, _error: object) -> None:
         with contextlib.suppress(OSError):
-            Path(name).chmod(0o700)
+            if not Path(name).is_symlink():
+                Path(name).chmod(0o700)
             function(name)
 
     shutil.rmtree(path, onerror=again)

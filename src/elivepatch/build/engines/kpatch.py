@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
+from elivepatch.build.collect import collect
 from elivepatch.build.compiler import CompiledObject
-from elivepatch.build.diagnose import differ_error
+from elivepatch.build.diagnose import differ_error, link_error
 from elivepatch.build.engines.engine import DiffObject, FunctionChange
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
@@ -116,13 +117,13 @@ class KpatchEngine:
             check=False,
         )
         output = done.stdout + done.stderr
-        if done.returncode != 0 or not (place / "out" / name).exists():
+        if done.returncode != 0 or not collect(place / "out", name, place / "diff.o"):
             return differ_error(output, done.returncode, source=compiled.source)
         changes = [
             FunctionChange(compiled.parent, function, "new" if kind == "new" else "changed")
             for kind, function in _CHANGE.findall(output)
         ]
-        return DiffObject(compiled, place / "out" / name, changes)
+        return DiffObject(compiled, place / "diff.o", changes)
 
     # -- link
 
@@ -156,9 +157,10 @@ class KpatchEngine:
             try:
                 sandbox.run(["sh", "-c", _LINK.format(tools=_TOOLS, job=JOB), "link", name, *inputs], cwd=TREE, env=env)
             except ProgramError as error:
-                raise InternalError(f"The module could not be linked:\n{error.message}") from error
+                raise link_error(error.completed.stdout + error.completed.stderr, error.completed.returncode) from error
         module = work / f"{name}.ko"
-        shutil.copyfile(job / "module.ko", module)
+        if not collect(job, "module.ko", module):
+            raise InternalError("create-klp-module wrote no module.")
         return module
 
     def _link_environment(self) -> Mapping[str, str]:
