@@ -51,6 +51,7 @@ class ServerProcess:
         self._log = data.parent / f"{data.name}.log"
         self._child: subprocess.Popen[bytes] | None = None
         self.port = 0
+        self.scheme = ""
 
     @property
     def pid(self) -> int:
@@ -59,7 +60,7 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}{BASE}"
+        return f"{self.scheme}://127.0.0.1:{self.port}{BASE}"
 
     def log(self) -> str:
         return self._log.read_text()
@@ -86,8 +87,8 @@ class ServerProcess:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             current = self.log().rsplit("---- start\n", 1)[-1]
-            if found := re.search(r"Serving on http://127\.0\.0\.1:(\d+)", current):
-                self.port = int(found[1])
+            if found := re.search(r"Serving on (https?)://127\.0\.0\.1:(\d+)", current):
+                self.scheme, self.port = found[1], int(found[2])
                 return
             assert self._child.poll() is None, current
             time.sleep(0.02)

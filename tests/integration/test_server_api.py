@@ -8,6 +8,9 @@ import json
 import os
 import signal
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -474,3 +477,38 @@ def test_the_server_ends_when_told_although_streams_are_open(tmp_path: Path) -> 
             assert time.monotonic() - began < 8
         assert worker.alive, "the build has to survive the server"
         os.killpg(worker.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    words += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(words, check=True, capture_output=True)
+    return cert, key
+
+
+def test_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    with serving(tmp_path / "data", tls_certificate=str(cert), tls_key=str(key)) as server:
+        trusting = ssl.create_default_context(cafile=str(cert))
+        assert httpx2.get(f"{server.url}/health", verify=trusting).json()["status"] == "ok"
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{server.url}/health")
+
+
+def test_a_certificate_that_is_none(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    _, key = certificate
+    cert = tmp_path / "none.pem"
+    cert.write_text("this is no certificate\n")
+    program = [sys.executable, "-c", "import sys; from elivepatch.server.cli import main; main()"]
+    done = subprocess.run(
+        [*program, "serve", "-P", "0", "--data", str(tmp_path / "data"), "-C", str(cert), "-K", str(key)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "'tls_certificate' and 'tls_key' cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr

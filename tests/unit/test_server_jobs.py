@@ -191,7 +191,8 @@ def test_what_an_earlier_attempt_left_is_gone_but_its_events(directory: JobDirec
 
     assert run(directory, build).status is BuildStatus.REFUSED
     events = EventReader(directory.events).read()
-    assert [(number, event["message"]) for number, event in events] == [(1, "one"), (3, "two")]
+    told = [(number, event["message"]) for number, event in events]
+    assert told == [(1, "one"), (3, "The process of this build died; it is started again."), (4, "two")]
 
 
 def test_events_are_bounded(directory: JobDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ class EmbeddedEngine:
             self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
 
     def turn(self) -> bool:
-        """Do all that there is to do now; whether builds run."""
+        """Do all that there is to do now; whether there may soon be more."""
         rows = self._database.live()
         running = [row for row in rows if row.state in RUNNING]
         queued = [row for row in rows if row.state is BuildStatus.QUEUED]
@@ -139,7 +139,8 @@ class EmbeddedEngine:
             self._forget(build_id)
         if time.monotonic() - self._cleaned > _CLEANING_SECONDS or not self._cleaned:
             self._clean()
-        return alive > 0
+        # One that has just ended may have made room, or is to be started again.
+        return alive > 0 or bool(running)
 
     @contextlib.contextmanager
     def _isolated(self, row: BuildRow) -> Generator[None]:

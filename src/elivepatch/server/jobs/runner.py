@@ -74,7 +74,10 @@ def run(directory: JobDirectory, build: BuildFunction) -> int:
         _reserve(directory)
         job, key = directory.read_job()
         with bounded(directory.events) as sink:
-            report = build(job, directory.read_workshop(), directory.output, Progress(sink))
+            progress = Progress(sink)
+            if directory.events.stat().st_size:
+                progress.step("The process of this build died; it is started again.")
+            report = build(job, directory.read_workshop(), directory.output, progress)
         report = _checked(report, directory)
     except ElivepatchError as error:
         report = failure(error, key)
