@@ -335,18 +335,21 @@ def _auto_conf_changes(published: Path, rewritten: Path) -> list[str]:
 
 
 def _host_tools(kernel: PreparedKernel, config: KernelConfig, scratch: Path) -> None:
-    """Host programs that generate headers for a directory, and that Debian's linux-kbuild does not carry."""
+    """Host programs that generate headers beside the objects, and that Debian's linux-kbuild does not carry."""
     wanted = {"scripts/selinux": "SECURITY_SELINUX", "scripts/ipe": "SECURITY_IPE"}
     directories = [
         name
         for name, option in wanted.items()
         if config.enabled(option) and (kernel.source / name / "Makefile").exists()
     ]
-    for directory in directories:
+    targets = [(directory, f"{directory}/") for directory in directories]
+    if config.enabled("ASN1"):
+        targets.append(("scripts", "scripts/asn1_compiler"))
+    for directory, target in targets:
         with kernel.sandbox(scratch / "tools") as sandbox:
-            done = kernel.kbuild.objects(sandbox, [f"{directory}/"], directory=directory)
+            done = kernel.kbuild.objects(sandbox, [target], directory=directory)
         if done.returncode != 0:
-            raise InternalError(f"The host programs of {directory} cannot be built:\n{done.stderr[-3000:]}")
+            raise InternalError(f"The host program {target} cannot be built:\n{done.stderr[-3000:]}")
     built = scratch / "tools/upper/scripts"
     if built.is_dir():
         shutil.copytree(built, kernel.products / "scripts", symlinks=True, dirs_exist_ok=True)
