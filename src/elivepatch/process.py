@@ -38,6 +38,10 @@ _PASSED_ON = (
 #: Bytes of output that are kept of each stream; what a program says beyond is not kept, but it is not ended for it.
 OUTPUT_LIMIT = 64 * 1024 * 1024
 _TAIL_LINES = 25
+_TAIL_CHARACTERS = 8000
+#: What a file takes on disk at least, and how deep the directories of a job may be; the kernel's source is 12 deep.
+_BLOCK_BYTES = 4096
+_DEPTH = 64
 
 Guard = Callable[[], None]
 LineSink = Callable[[str], None]
@@ -64,9 +68,10 @@ class ProgramError(ProgramFailedError):
 
     def __init__(self, completed: Completed, *, shown: Sequence[str] | None = None, reason: str | None = None) -> None:
         self.completed = completed
-        tail = "\n".join((completed.stderr or completed.stdout).rstrip().splitlines()[-_TAIL_LINES:])
-        what = reason or f"exit status {completed.returncode}"
-        super().__init__(f"{command_line(shown or completed.argv)}\n{what}\n{tail}".rstrip())
+        self.reason = reason or f"exit status {completed.returncode}"
+        end = (completed.stderr or completed.stdout)[-_TAIL_CHARACTERS:]
+        tail = "\n".join(end.rstrip().splitlines()[-_TAIL_LINES:])
+        super().__init__(f"{command_line(shown or completed.argv)}\n{self.reason}\n{tail}".rstrip())
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -140,12 +145,14 @@ def run(
     check: bool = True,
     sink: LineSink | None = None,
     guard: Guard | None = None,
+    memory_bytes: int | None = None,
     shown: Sequence[str] | None = None,
 ) -> Completed:
     """Run a program to its end.
 
     ``timeout`` is wall seconds. ``stdout`` writes standard output to a file instead of keeping it. ``sink`` gets each
     line of both streams as it comes. ``guard`` is called five times a second and ends the program by raising.
+    ``memory_bytes`` bounds what the program and all that it starts hold in memory together (looked at as often).
     ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix. Raises ProgramError for a
     failure (unless ``check`` is false) and for a timeout, ToolUnavailableError for a missing program.
     """
@@ -179,7 +186,7 @@ def run(
             if stdin is not None and child.stdin is not None:
                 feeder = threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True)
                 feeder.start()
-            _await(child, deadline=started + timeout, guard=guard)
+            _await(child, deadline=started + timeout, guard=guard, memory_bytes=memory_bytes)
         except subprocess.TimeoutExpired:
             end_group(child.pid)
             child.wait()
@@ -206,17 +213,45 @@ def _feed(stream: IO[bytes], data: bytes) -> None:
         stream.write(data)
 
 
-def _await(child: subprocess.Popen[bytes], *, deadline: float, guard: Guard | None) -> None:
+def _await(
+    child: subprocess.Popen[bytes], *, deadline: float, guard: Guard | None, memory_bytes: int | None = None
+) -> None:
+    watched = guard is not None or memory_bytes is not None
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             raise subprocess.TimeoutExpired(child.args, 0)
         try:
-            child.wait(timeout=min(left, 0.2) if guard else left)
+            child.wait(timeout=min(left, 0.2) if watched else left)
             return
         except subprocess.TimeoutExpired:
             if guard:
                 guard()
+            if memory_bytes is not None and (held := _resident_bytes(child.pid)) > memory_bytes:
+                raise ResourceExhaustedError(
+                    f"A program and its children held {held} bytes of memory; the limit is {memory_bytes} bytes."
+                ) from None
+
+
+def _resident_bytes(pid: int) -> int:
+    """What a process and its descendants hold in memory, from /proc/PID/stat (proc(5)).
+
+    In a process id namespace whoever loses its parent is given to the first process there: it stays a descendant.
+    """
+    children: dict[int, list[int]] = {}
+    pages: dict[int, int] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+                pages[int(entry.name)] = int(fields[21])
+    total, todo = 0, [pid]
+    while todo:
+        at = todo.pop()
+        total += pages.get(at, 0)
+        todo += children.get(at, [])
+    return total * resource.getpagesize()
 
 
 def _completed(
@@ -317,15 +352,30 @@ def peak_memory_bytes() -> int:
 
 
 def usage_guard(directory: Path, limit_bytes: int) -> Guard:
-    """A guard that ends a program whose output below ``directory`` grows past ``limit_bytes``."""
+    """A guard that ends a program whose output below ``directory`` grows past ``limit_bytes``.
+
+    A file counts as one block at least: without contents it takes an inode of the disk, too. Directories nested so
+    deep, or made unreadable, that what is below them cannot be counted are no better.
+    """
 
     def check() -> None:
-        total = 0
-        for base, _, files in os.walk(directory):
-            for name in files:
+        total, todo = 0, [(str(directory), 0)]
+        while todo:
+            path, depth = todo.pop()
+            try:
+                entries = list(os.scandir(path))
+            except FileNotFoundError:
+                continue  # it was removed meanwhile
+            except OSError as error:
+                raise ResourceExhaustedError(f"What a program wrote cannot be counted: {error.strerror}.") from None
+            for entry in entries:
                 with contextlib.suppress(OSError):
-                    total += (Path(base) / name).lstat().st_blocks * 512
-        if total > limit_bytes:
-            raise ResourceExhaustedError(f"A program wrote {total} bytes; the limit of a job is {limit_bytes} bytes.")
+                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, _BLOCK_BYTES)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append((entry.path, depth + 1))
+            if depth > _DEPTH:
+                raise ResourceExhaustedError(f"A program nested directories more than {_DEPTH} deep.")
+            if total > limit_bytes:
+                raise ResourceExhaustedError(f"A program wrote {total} bytes; the limit of a job is {limit_bytes}.")
 
     return check

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -159,13 +159,30 @@ def disk_usage(path: Path) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, also one in which overlayfs left directories without any permission (its work directory)."""
+    """Remove a directory, whatever a hostile program or overlayfs left in it; what cannot be removed stays.
 
-    def again(function: Callable[[str], object], name: str, _error: object) -> None:
+    Directories may lack every permission, and be nested deeper than a path, a call stack or open files can reach. So
+    each is first moved to the top, and no path gets longer.
+    """
+    token = secrets.token_hex(8)  # a name that nothing in there has
+    todo, number = [path], 0
+    while todo:
+        directory = todo.pop()
         with contextlib.suppress(OSError):
-            if not Path(name).is_symlink():
-                Path(name).chmod(0o700)
-            function(name)
-
-    shutil.rmtree(path, onerror=again)
-    shutil.rmtree(path, ignore_errors=True)
+            if directory.is_symlink():
+                break
+            directory.chmod(0o700)
+            for entry in list(os.scandir(directory)):
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        Path(entry.path).chmod(0o700)
+                        moved = path / f".{token}-{number}"
+                        number += 1
+                        Path(entry.path).rename(moved)
+                        todo.append(moved)
+                    else:
+                        Path(entry.path).unlink()
+            if directory != path:
+                directory.rmdir()
+    with contextlib.suppress(OSError):
+        path.rmdir()

@@ -30,9 +30,13 @@ _MOUNT = 'mount -t overlay -o "$1" overlay "$2" && shift 2 && exec "$@"'
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program in the sandbox may use: bytes, processes, seconds of wall time."""
+    """What a program in the sandbox may use: bytes, processes, seconds of wall time.
+
+    ``memory_bytes`` is for each process, ``total_memory_bytes`` for all of them together.
+    """
 
     memory_bytes: int = 3 * 1024**3
+    total_memory_bytes: int = 4 * 1024**3
     file_bytes: int = 512 * 1024**2
     written_bytes: int = 1024**3
     processes: int = 256
@@ -146,6 +150,7 @@ class Sandbox:
             check=check,
             sink=sink,
             stdout=stdout,
+            memory_bytes=self.limits.total_memory_bytes,
             guard=usage_guard(writable, self.limits.written_bytes) if writable is not None else None,
             shown=argv,
         )
