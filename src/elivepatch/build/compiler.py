@@ -24,14 +24,16 @@ from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     Diagnosis,
+    DiskFullError,
     DoesNotCompileError,
     InternalError,
+    InvalidInputError,
     ResourceExhaustedError,
     SandboxViolationError,
     ToolCrashedError,
 )
 from elivepatch.kernel.elf import ElfImage
-from elivepatch.process import ProgramError
+from elivepatch.process import Completed, ProgramError
 from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
 
 #: Debug information does not change code; without it the compiler and all that follow are faster.
@@ -40,6 +42,8 @@ _PAIR_FLAGS = f"{SECTION_FLAGS} -g0"
 #: module they would keep their placeholder, so the pair is compiled with the plain form, which reads the variable.
 _RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
 _PLAIN_RUNTIME_CONST = "#include <asm-generic/runtime-const.h>\n"
+#: Less room than any object needs: the disk is full.
+_ROOM_BYTES = 16 * 1024**2
 _OBJECT_FLAGS = re.compile(r"-D(KBUILD_MODNAME|KBUILD_MODFILE|MODULE)\b")
 
 
@@ -153,6 +157,7 @@ class Compiler:
         built = self._collect(work, objects)
         lacking = [path for path in objects if path not in built]
         if lacking:
+            _check_room(work, done)
             raise InternalError(
                 f"The unpatched {', '.join(lacking)} of {self._kernel.release} cannot be compiled:\n"
                 f"{done.stderr[-3000:]}",
@@ -178,10 +183,14 @@ class Compiler:
         except (ResourceExhaustedError, ProgramError) as error:
             # the unpatched files compile within these limits: it is the patch that does not
             raise SandboxViolationError(
-                f"Compiling the patched source overstepped a limit of the sandbox: {error.message.splitlines()[-1]}",
+                "Compiling the patched source overstepped a limit of the sandbox: "
+                f"{error.reason if isinstance(error, ProgramError) else error.message}",
                 hint="Leave out of the patch whatever makes its compilation write or run without end.",
             ) from error
         built = self._collect(work, objects)
+        for path, file in built.items():
+            _check_object(path, file)
+        _check_room(work, done)
         findings = list(diagnose_compiler(done.stderr))
         if len(built) != len(objects):
             errors = [finding for finding in findings if finding.severity == "error"]
@@ -240,6 +249,23 @@ class Compiler:
             remove_tree(work)
             if self._cached(path) is None:  # else another build was first, with the same bytes
                 raise
+
+
+def _check_object(path: str, file: Path) -> None:
+    """What was built must be an object: its makefile is the patch's, and may have made anything."""
+    try:
+        ElfImage(file).close()
+    except InvalidInputError as error:
+        raise SandboxViolationError(
+            f"The build left something else than an object as its result {path}.",
+            hint="The patch changes how the kernel is built in a way that is not allowed.",
+        ) from error
+
+
+def _check_room(work: Path, done: Completed) -> None:
+    """Raise DiskFullError where the compiler failed since this machine has no room, which is not the patch's fault."""
+    if "No space left on device" in done.stderr and shutil.disk_usage(work).free < _ROOM_BYTES:
+        raise DiskFullError(f"No space is left on the device while compiling in {work}.")
 
 
 def _place(upper: Path, files: Mapping[str, bytes]) -> None:
