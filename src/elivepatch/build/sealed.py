@@ -72,15 +72,17 @@ def addresses_taken(module: Path) -> Iterator[tuple[str, str]]:
             if rela.type != 4 or rela.info >= len(image.sections):
                 continue
             target = image.sections[rela.info]
-            if not target.flags & SHF_ALLOC or not _holds_pointers(target.name, bool(target.flags & SHF_EXECINSTR)):
+            executable = bool(target.flags & SHF_EXECINSTR)
+            if not target.flags & SHF_ALLOC or not _holds_pointers(target.name, executable):
                 continue
             code = image.data(target)
             for relocation in unpack_relocations(image.data(rela)):
                 symbol = table[relocation.symbol]
                 if symbol.section not in (SHN_UNDEF, _SHN_LIVEPATCH):
                     continue
+                branch = executable and _is_branch(code, relocation.offset)  # in data, any bytes may stand before it
                 if relocation.type in (R_X86_64_64, R_X86_64_32, R_X86_64_32S) or (
-                    relocation.type == R_X86_64_PC32 and not _is_branch(code, relocation.offset)
+                    relocation.type == R_X86_64_PC32 and not branch
                 ):
                     yield kernel_name(symbol.name), target.name
 
