@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from elivepatch.errors import InvalidInputError
 
 _RELEASE = re.compile(
-    r"(?P<major>\d{1,3})\.(?P<minor>\d{1,4})(?:\.(?P<patch>\d{1,5}))?(?P<rest>[A-Za-z0-9.+~_-]{0,100})"
+    r"(?P<major>\d{1,3})\.(?P<minor>\d{1,4})(?:\.(?P<patch>\d{1,5}))?(?P<rest>[A-Za-z0-9.+~_-]{0,100})",
+    re.ASCII,
 )
 
 
