@@ -45,9 +45,10 @@ def check_sealed(kernel: PreparedKernel, module: Path) -> None:
         taken = dict(addresses_taken(module))
         if not taken:
             return
+        wanted = frozenset(name.encode() for name in taken)  # bytes: the table has 200 000 names
         names = {
             symbol.name
-            for symbol in image.iter_symbols(lambda raw: raw.decode(errors="replace") in taken)
+            for symbol in image.iter_symbols(wanted.__contains__)
             if symbol.type == STT_FUNC and symbol.value in sealed
         }
     findings = [
