@@ -18,7 +18,6 @@ import re
 import secrets
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +26,11 @@ from statistics import median
 
 import click
 import httpx2
+from bench_figures import MIB, Figure, Taken, shown, watched
 
 from elivepatch import pipeline, process
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.build.store import disk_usage, remove_tree
+from elivepatch.build.store import remove_tree
 from elivepatch.errors import ElivepatchError, InternalError
 from elivepatch.pipeline import InputFile, Job, Workshop
 from elivepatch.progress import Progress, to_terminal
@@ -44,46 +44,7 @@ OBJECT = "fs/proc/meminfo.o"
 PATCH = Path(__file__).resolve().parent.parent / "tests/data/livepatches/string.patch"
 NAME = "VMALLOCCHUNK"
 BASE = "/elivepatch/api/v2"
-MIB = 1024**2
 SERVER = Path(sys.executable).with_name("elivepatch-server")
-#: A process that runs a command and says how it ended, how long it took and what its largest process took.
-METER = """\
-import json, sys, time
-from elivepatch import process
-environment = json.loads(sys.argv[1])
-began = time.monotonic()
-done = process.run(sys.argv[2:], env=environment, check=False, timeout=1800)
-seconds = time.monotonic() - began
-print(json.dumps({"seconds": seconds, "memory": process.peak_memory_bytes(), "status": done.returncode}))
-print(done.stderr[-2000:], file=sys.stderr)
-"""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured figure: the median of ``raw`` in ``unit``, or ``value`` where it is made of several; its goal, if it
-    has one, is an upper limit."""
-
-    name: str
-    unit: str
-    raw: Sequence[float]
-    goal: float | None = None
-    value: float | None = None
-
-    @property
-    def result(self) -> float:
-        return median(self.raw) if self.value is None else self.value
-
-    @property
-    def verdict(self) -> str:
-        if self.goal is None:
-            return ""
-        return "met" if self.result <= self.goal else "missed"
-
-    def as_data(self) -> dict[str, object]:
-        goal = {} if self.goal is None else {"goal": self.goal, "met": self.verdict == "met"}
-        raw = [round(one, 4) for one in self.raw]
-        return {"name": self.name, "value": round(self.result, 4), "unit": self.unit, "raw": raw, **goal}
 
 
 @dataclass
@@ -145,8 +106,8 @@ class Bench:
             raise InternalError(f"The build of the benchmark ended {report.status}: {report.message}")
         return seconds, report
 
-    def command(self, release: str) -> tuple[float, int, int]:
-        """A build as the whole command: its seconds, peak memory of its largest process, peak of its disk, in bytes."""
+    def command(self, release: str, taken: Taken | None = None) -> float:
+        """A build as the whole command: its seconds; ``taken`` is filled with what it takes, if it is given."""
         with self.directory("command") as place:
             patch, temporary = place / "bench.patch", place / "tmp"
             patch.write_bytes(self.job(release).patches[0].data)
@@ -154,14 +115,8 @@ class Bench:
             temporary.chmod(0o755)
             words = [SERVER, "build", "--kernel", release, "--patch", patch, "--no-verify", "-o", place / "out.ko"]
             env = {"ELIVEPATCH_CACHE": str(self.cache), "TMPDIR": str(temporary)}
-            with peak_disk(temporary) as disk:
-                done = process.run(
-                    [sys.executable, "-c", METER, json.dumps(env), *map(str, words)], env=env, timeout=1800
-                )
-            result = json.loads(done.stdout)
-            if result["status"] != 0:
-                raise InternalError(f"The command failed with exit status {result['status']}:\n{done.stderr}")
-            return float(result["seconds"]), int(result["memory"]), disk[0]
+            with watched(temporary, taken) if taken is not None else contextlib.nullcontext():
+                return process.run(words, env=env, timeout=1800).seconds
 
     def forget(self, kernel: PreparedKernel) -> None:
         """Have the kernel without the object that builds keep with it (`build.compiler`), as if it was never asked."""
@@ -172,12 +127,9 @@ class Bench:
     def cold(self, release: str) -> None:
         """The first build for a kernel, all downloads present."""
         self.progress.step("cold build: nothing prepared")
-        seconds, memory, disk = self.command(release)
-        self.add(
-            Figure("cold build, no boot test", "s", [seconds], 90.0),
-            Figure("cold build, memory of the largest process", "MB", [memory / MIB], 2048.0),
-            Figure("cold build, disk of the job at its peak", "MB", [disk / MIB], 100.0),
-        )
+        taken = Taken()
+        self.add(Figure("cold build, no boot test", "s", [self.command(release, taken)], 90.0))
+        self.add(*taken.figures("cold build"))
         entry = self.workshop.kernels.store.entries()[-1]
         self.add(Figure("prepared kernel beside the shared source, disk", "MB", [entry.size / MIB], 200.0))
 
@@ -186,8 +138,6 @@ class Bench:
         self.build(kernel.release)  # what the first build of a kernel does for all is no part of it
         line, place = self.saved_command(kernel)
         raw: dict[str, list[float]] = {name: [] for name in ("bare", "new", "kept", "new command", "kept command")}
-        memory: list[float] = []
-        disk: list[float] = []
         for number in range(self.runs):
             self.progress.step(f"warm builds and the bare compiler, turn {number + 1} of {self.runs}")
             raw["bare"].append(self.replay(kernel, line, place))
@@ -198,10 +148,7 @@ class Bench:
                 self.note_phases(name, report)
             self.forget(kernel)
             for name in ("new command", "kept command"):
-                seconds, peak, used = self.command(kernel.release)
-                raw[name].append(seconds)
-                memory.append(peak / MIB)
-                disk.append(used / MIB)
+                raw[name].append(self.command(kernel.release))
         remove_tree(place)
         titles = {
             "new": "warm build, object never seen",
@@ -216,10 +163,10 @@ class Bench:
             self.add(
                 Figure(title, "s", raw[name], 5.0), Figure(f"{title}, against bare", "x", ratios, 4.0, value=ratio)
             )
-        self.add(
-            Figure("warm build, memory of the largest process", "MB", memory, 2048.0, value=max(memory)),
-            Figure("warm build, disk of the job at its peak", "MB", disk, 100.0, value=max(disk)),
-        )
+        self.forget(kernel)
+        taken = Taken()
+        self.command(kernel.release, taken)  # apart, since watching takes time as well
+        self.add(*taken.figures("warm build"))
 
     def note_phases(self, name: str, report: Report) -> None:
         for phase, seconds in (report.timings.model_dump(exclude_none=True) if report.timings else {}).items():
@@ -288,24 +235,6 @@ class Bench:
 
 
 @contextlib.contextmanager
-def peak_disk(directory: Path) -> Generator[list[int]]:
-    """The most bytes that lie below a directory while the block runs, looked at fifty times a second."""
-    peak, ended = [0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.02):
-            peak[0] = max(peak[0], disk_usage(directory))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        watcher.join()
-
-
-@contextlib.contextmanager
 def serving(place: Path, cache: Path) -> Generator[str]:
     """A server on a free loopback port with data of its own; gives the address of its API."""
     env = {"ELIVEPATCH_DATA": str(place / "data"), "ELIVEPATCH_CACHE": str(cache), "ELIVEPATCH_PORT": "0"}
@@ -337,11 +266,6 @@ def machine_facts(kernel: PreparedKernel, shared: Path) -> dict[str, object]:
 
 def _read(path: str) -> str:
     return Path(path).read_text(encoding="utf-8", errors="replace")
-
-
-def shown(value: float, unit: str) -> str:
-    digits = {"s": 2, "x": 2, "ms": 1}.get(unit, 0)
-    return f"{value:.{digits}f} {unit}"
 
 
 def show(bench: Bench, facts: dict[str, object], release: str) -> None:
