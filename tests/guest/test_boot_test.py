@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from guest_support import Kit
 
 from elivepatch.errors import NotFoundError
 from elivepatch.progress import Event, Progress
 from elivepatch.protocol.models import Verification
 from elivepatch.vm import machine
 from elivepatch.vm.boot_test import LOG, BootTestRejectedError, Subject, boot_test
-
-if TYPE_CHECKING:
-    from conftest import Kit
 
 pytestmark = pytest.mark.guest
 
@@ -31,11 +28,10 @@ grep livepatched /tmp/status
 class Trial:
     """Tries livepatches of the kit, each in a directory of its own."""
 
-    def __init__(self, kit: Kit, livepatches: Path, workdir: Path, shared: Path) -> None:
+    def __init__(self, kit: Kit, livepatches: Path, workdir: Path) -> None:
         self.kit = kit
         self.livepatches = livepatches
         self.workdir = workdir
-        self.shared = shared
         self.events: list[Event] = []
 
     def __call__(
@@ -56,18 +52,13 @@ class Trial:
             busybox=self.kit.busybox,
             timeout=timeout,
             transition_limit=transition_limit,
-            shared=self.shared,
+            shared=self.kit.shared,
         )
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared")
-
-
 @pytest.fixture
-def trial(kit: Kit, livepatches: Path, tmp_path: Path, shared: Path) -> Trial:
-    return Trial(kit, livepatches, tmp_path, shared)
+def trial(kit: Kit, livepatches: Path, tmp_path: Path) -> Trial:
+    return Trial(kit, livepatches, tmp_path)
 
 
 def rejected(caught: pytest.ExceptionInfo[BootTestRejectedError]) -> list[str]:

@@ -34,6 +34,7 @@ def test_software_emulation_shows_every_feature() -> None:
     argv = words(GUEST)
     assert argv[argv.index("-cpu") + 1] == "max"
     assert "host" in words(GUEST, "kvm")
+    assert "tcg,thread=single" in argv  # see the reason in the code
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, "1"), (1, "1"), (2, "2"), (64, "2")])

@@ -303,3 +303,29 @@ def test_settings_are_a_script_that_sets_them() -> None:
         ["sh", "-c", f"{text}\necho $nonce $name $transition_limit"], capture_output=True, check=True, text=True
     )
     assert shown.stdout.split() == [NONCE, "lp_x", "7"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "starved"),
+    [
+        (["rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "Call Trace:"], True),
+        (["watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [sh:1]", "Call Trace:"], True),
+        (["BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 31s!"], True),
+        (["rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "WARNING: CPU: 0 PID: 1 at x.c:1"], False),
+        (["Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI", "Call Trace:"], False),
+        (["Call Trace:"], False),
+        ([], False),
+    ],
+)
+def test_a_stall_alone_may_be_the_machines(lines: list[str], starved: bool) -> None:
+    told = "".join(f"[    3.300000] {line}\n" for line in lines)
+    found = verdict(console=change(CONSOLE, "[    3.353463]", f"{told}[    3.353463]"))
+    assert found.starved == starved
+    assert found.passed == (not lines)
+
+
+def test_a_stall_beside_another_finding_is_not_the_machines() -> None:
+    console = change(
+        CONSOLE, "[    3.353463]", "[    3.3] rcu: INFO: rcu_preempt self-detected stall on CPU\n[    3.353463]"
+    )
+    assert not verdict(change(FIRST, "check after 0", "check after 1"), console=console).starved

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 #: Seconds of the check script's run; a check looks at something, it does not work.
 CHECK_TIMEOUT = 20
+#: Seconds of the guest in which the livepatch must be gone after it was disabled.
+REVERT_LIMIT = 30
 #: Bytes of the check script's output that are kept of each run.
 CHECK_OUTPUT = 4096
 
@@ -20,7 +22,7 @@ BASELINE = "elivepatch boot test: begin"
 END = "elivepatch boot test: end"
 
 INIT = r"""#!/bin/sh
-# /init of a boot test. Settings: nonce, name, transition_limit (s), check_limit (s), check_output (bytes)
+# /init of a boot test. Settings: nonce, name, transition_limit, revert_limit, check_limit (s), check_output (bytes)
 . /settings
 /bin/busybox rm /settings
 /bin/busybox --install -s /bin
@@ -129,7 +131,7 @@ revert() {
     began=$(centiseconds)
     echo 0 >"$klp/enabled"
     while test -d "$klp"; do
-        if test $(($(centiseconds) - began)) -gt "${transition_limit}00"; then
+        if test $(($(centiseconds) - began)) -gt "${revert_limit}00"; then
             mark revert "$1" 1
             return 1
         fi
@@ -193,6 +195,7 @@ def settings(*, nonce: str, name: str, transition_limit: int) -> str:
         "nonce": nonce,
         "name": name,
         "transition_limit": str(transition_limit),
+        "revert_limit": str(REVERT_LIMIT),
         "check_limit": str(CHECK_TIMEOUT),
         "check_output": str(CHECK_OUTPUT),
     }

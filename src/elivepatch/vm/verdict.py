@@ -30,6 +30,11 @@ _TROUBLE = re.compile(
     r"|\blivepatch: (?!module verification).*\bfailed\b|\bUBSAN: |\bINFO: possible |\bsuspicious RCU usage\b",
 )
 
+#: What a kernel says too when its machine does not let it run; and what follows such a message.
+_STARVED = re.compile(
+    r"\brcu: INFO: |\bstall\b|\bsoft lockup\b|\bworkqueue lockup\b|\bblocked for more than\b|Call Trace:"
+)
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -83,10 +88,14 @@ class _Marks:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a boot test; it is passed when nothing was found."""
+    """The outcome of a boot test; it is passed when nothing was found.
+
+    ``starved`` says that all that was found are stalls, as a guest has them too that got no time to run.
+    """
 
     verification: Verification
     diagnosis: tuple[Diagnosis, ...] = field(default=())
+    starved: bool = False
 
     @property
     def passed(self) -> bool:
@@ -107,14 +116,20 @@ def judge(expected: Expectation, ended: Ended) -> Verdict:
         *_boot(expected, ended, marks),
         *_load(expected, marks),
         *_checks(expected, ended, marks),
-        *_removal(expected, marks),
+        *_removal(marks),
         *_kernel_log(ended),
         *_taint(marks),
         *_end(ended, marks),
     ]
     if not findings and marks.first("end") is None:
         findings = [_failed("boot-failed", "The guest ended before its boot test did.", _excerpt(ended.console))]
-    return Verdict(_verification(expected, ended, marks), tuple(_without_repeats(findings)))
+    only_log = bool(findings) and all(finding.rule == "kernel-warning" for finding in findings)
+    complaints = [line for line in _relevant(ended.console).splitlines() if _TROUBLE.search(line)]
+    return Verdict(
+        _verification(expected, ended, marks),
+        tuple(_without_repeats(findings)),
+        starved=only_log and "Call Trace:" not in complaints[0] and all(_STARVED.search(line) for line in complaints),
+    )
 
 
 def _verification(expected: Expectation, ended: Ended, marks: _Marks) -> Verification:
@@ -251,13 +266,13 @@ def _check_output(control: str, moment: str) -> str:
     return "\n".join(lines[-_EXCERPT_LINES:])
 
 
-def _removal(expected: Expectation, marks: _Marks) -> Iterator[Diagnosis]:
+def _removal(marks: _Marks) -> Iterator[Diagnosis]:
     stuck = any(True for _ in marks.find("stuck"))
     for turn in ("first", "second"):
         if marks.status("revert", turn) not in {None, 0} and not stuck:
             yield _failed(
                 "revert-failed",
-                f"The livepatch was not gone {expected.transition_limit} s after it was disabled.",
+                f"The livepatch was not gone {boot_script.REVERT_LIMIT} s after it was disabled.",
                 hint="A task never leaves a function of the livepatch, or the module's own hooks do not end.",
             )
         if marks.status("unload", turn) not in {None, 0}:
