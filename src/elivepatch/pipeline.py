@@ -252,7 +252,8 @@ def _release(name: str) -> Release:
 def _find(release: Release, workshop: Workshop, progress: Progress) -> tuple[KernelFiles, Root, KernelSource]:
     """The kernel's files, the root of its compiler and where they come from; asks the likely suite first."""
     likely = [suite for mark, suite in _SUITES if mark in release.text]
-    suites = list(dict.fromkeys(likely)) or [suite for _, suite in _SUITES]
+    # a release that says nothing of its suite is looked for where a root is at hand: making one takes minutes
+    suites = likely or [_TOOLS_ROOT, *(root.name for root in workshop.roots.installed())]
     offered: list[Release] = []
     for suite in dict.fromkeys(suites):
         root = workshop.roots.ensure(suite, progress)
