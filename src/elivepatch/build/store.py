@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+#: How deep `remove_tree` goes before it moves things up; deeper than what kernels and packages hold.
+_DEPTH = 40
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -162,27 +165,27 @@ def remove_tree(path: Path) -> None:
     """Remove a directory, whatever a hostile program or overlayfs left in it; what cannot be removed stays.
 
     Directories may lack every permission, and be nested deeper than a path, a call stack or open files can reach. So
-    each is first moved to the top, and no path gets longer.
+    what lies deep is moved to the top first, and no path gets too long.
     """
     token = secrets.token_hex(8)  # a name that nothing in there has
-    todo, number = [path], 0
+    emptied: list[Path] = []
+    todo = [] if path.is_symlink() else [(path, 0)]
     while todo:
-        directory = todo.pop()
+        directory, depth = todo.pop()
+        emptied.append(directory)
         with contextlib.suppress(OSError):
-            if directory.is_symlink():
-                break
             directory.chmod(0o700)
             for entry in list(os.scandir(directory)):
                 with contextlib.suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        Path(entry.path).chmod(0o700)
-                        moved = path / f".{token}-{number}"
-                        number += 1
-                        Path(entry.path).rename(moved)
-                        todo.append(moved)
+                    inside = Path(entry.path)
+                    if not entry.is_dir(follow_symlinks=False):
+                        inside.unlink()
+                    elif depth < _DEPTH:
+                        todo.append((inside, depth + 1))
                     else:
-                        Path(entry.path).unlink()
-            if directory != path:
-                directory.rmdir()
-    with contextlib.suppress(OSError):
-        path.rmdir()
+                        inside.chmod(0o700)
+                        inside = inside.rename(path / f".{token}-{len(emptied)}-{len(todo)}")
+                        todo.append((inside, 1))
+    for directory in reversed(emptied):  # what lies in a directory was found after it
+        with contextlib.suppress(OSError):
+            directory.rmdir()
