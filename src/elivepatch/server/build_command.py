@@ -63,6 +63,10 @@ def build(
         config=_one(config, limits.CONFIG_BYTES, "configuration"),
         check=_one(check, limits.CHECK_BYTES, "check script"),
     )
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise InvalidInputError(
+            f"The module cannot be written to {output}: give the path of a file in a directory that exists."
+        )
     settings = server_settings.load()
     workshop = Workshop(settings.cache, settings.parallel, settings.kernels_limit_bytes)
     progress = Progress(to_terminal(sys.stderr, verbose=debug))
