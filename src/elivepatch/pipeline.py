@@ -65,6 +65,8 @@ from elivepatch.vm.boot_test import BootTestRejectedError, GuestKernel, Subject,
 _SUITES = (("+deb13", "trixie"), ("+deb12", "bookworm"), ("6.1.0-", "bookworm"))
 #: Where kpatch's tools come from, whatever the compiler's root: objects are just files.
 _TOOLS_ROOT = "trixie"
+#: Characters of a message in the last event; the report has all of it.
+_LINE = 200
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Rep
         cache=state.cache,
     )
     _write(output / "report.json", report.dump_json().encode())
-    progress.done(f"{status}: {report.message or (state.module.name if state.module else '')}")
+    ended = report.message or (state.module.name if state.module else "")
+    progress.done(f"{status}: {ended if len(ended) <= _LINE else f'{ended[:_LINE]}…'}")
     return report
 
 

@@ -113,11 +113,19 @@ def show(report: Report) -> None:
     if report.message:
         click.echo(f"{report.status}: {report.message}", err=True)
     for finding in report.diagnosis:
-        place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
-        function = f" in {finding.function}()" if finding.function else ""
-        click.echo(f"  {finding.severity} [{finding.rule}] {place}{function}: {finding.message}", err=True)
+        if finding.message not in (report.message or ""):
+            place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
+            function = f"in {finding.function}()" if finding.function else ""
+            where = " ".join(part for part in (place, function) if part)
+            said = f"{where}: {finding.message}" if where else finding.message
+            click.echo(f"  {finding.severity} [{finding.rule}] {said}", err=True)
+        elif finding.file:
+            line = f":{finding.line}" if finding.line is not None else ""
+            click.echo(f"  at {finding.file}{line} [{finding.rule}]", err=True)
         if finding.hint:
             click.echo(f"    {finding.hint}", err=True)
+    if report.hint and not any(finding.hint == report.hint for finding in report.diagnosis):
+        click.echo(f"  {report.hint}", err=True)
     for change in report.changed:
         click.echo(f"{change.kind:8} {change.object}: {change.function}")
     if report.proof is not None:

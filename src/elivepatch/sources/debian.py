@@ -85,7 +85,9 @@ class DebianSource:
         texts = [text for text in texts if text[:1].isdigit() and text.endswith(_FLAVOURS)]
         wanted = [f"{package}-{text}" for text in texts for package in ("linux-image", "linux-headers")]
         versions = self._versions([*wanted, *(f"linux-image-{text}-dbg" for text in texts)])
-        return sorted(parse_release(text) for text in texts if self._version(versions, text))
+        # linux-image-6.12-amd64 and its like only follow the newest release
+        releases = [parse_release(text) for text in texts if self._version(versions, text)]
+        return sorted(release for release in releases if not release.text.startswith(f"{release.series}-"))
 
     def download(self, files: KernelFiles, progress: Progress) -> None:
         """Download the packages that are not here yet."""
