@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import select
 import shlex
@@ -40,9 +41,9 @@ _PASSED_ON = (
 OUTPUT_LIMIT = 64 * 1024 * 1024
 _TAIL_LINES = 25
 _TAIL_CHARACTERS = 8000
-#: What a file takes on disk at least, and how deep the directories of a job may be; the kernel's source is 12 deep.
-_BLOCK_BYTES = 4096
-_DEPTH = 64
+
+#: How programs say that the disk is full; the second is tar's way.
+NO_SPACE = re.compile(r"No space left on device|Wrote only \d+ of \d+ bytes")
 
 Guard = Callable[[], None]
 LineSink = Callable[[str], None]
@@ -203,7 +204,7 @@ def run(
     if done.returncode == 127 and "setpriv: failed to execute" in done.stderr:
         raise ToolUnavailableError(f"The program '{words[0]}' is not installed.", hint=f"Install '{words[0]}'.")
     if check and done.returncode != 0:
-        if "No space left on device" in done.stderr:
+        if NO_SPACE.search(done.stderr):
             raise DiskFullError(f"No space is left on the device: {command_line(shown or words)}")
         raise ProgramError(done, shown=shown)
     return done
@@ -378,33 +379,3 @@ def launch(
 def peak_memory_bytes() -> int:
     """Peak resident memory in bytes of the largest process that this one has started and that has ended."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-
-
-def usage_guard(directory: Path, limit_bytes: int) -> Guard:
-    """A guard that ends a program whose output below ``directory`` grows past ``limit_bytes``.
-
-    A file counts as one block at least: without contents it takes an inode of the disk, too. Directories nested so
-    deep, or made unreadable, that what is below them cannot be counted are no better.
-    """
-
-    def check() -> None:
-        total, todo = 0, [(str(directory), 0)]
-        while todo:
-            path, depth = todo.pop()
-            try:
-                entries = list(os.scandir(path))
-            except FileNotFoundError:
-                continue  # it was removed meanwhile
-            except OSError as error:
-                raise ResourceExhaustedError(f"What a program wrote cannot be counted: {error.strerror}.") from None
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, _BLOCK_BYTES)
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append((entry.path, depth + 1))
-            if depth > _DEPTH:
-                raise ResourceExhaustedError(f"A program nested directories more than {_DEPTH} deep.")
-            if total > limit_bytes:
-                raise ResourceExhaustedError(f"A program wrote {total} bytes; the limit of a job is {limit_bytes}.")
-
-    return check

@@ -33,7 +33,7 @@ from elivepatch.errors import (
     ToolCrashedError,
 )
 from elivepatch.kernel.elf import ElfImage
-from elivepatch.process import Completed, ProgramError
+from elivepatch.process import ProgramError
 from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
 
 #: Debug information does not change code; without it the compiler and all that follow are faster.
@@ -42,8 +42,6 @@ _PAIR_FLAGS = f"{SECTION_FLAGS} -g0"
 #: module they would keep their placeholder, so the pair is compiled with the plain form, which reads the variable.
 _RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
 _PLAIN_RUNTIME_CONST = "#include <asm-generic/runtime-const.h>\n"
-#: Less room than any object needs: the disk is full.
-_ROOM_BYTES = 16 * 1024**2
 _OBJECT_FLAGS = re.compile(r"-D(KBUILD_MODNAME|KBUILD_MODFILE|MODULE)\b")
 
 
@@ -157,7 +155,6 @@ class Compiler:
         built = self._collect(work, objects)
         lacking = [path for path in objects if path not in built]
         if lacking:
-            _check_room(work, done)
             raise InternalError(
                 f"The unpatched {', '.join(lacking)} of {self._kernel.release} cannot be compiled:\n"
                 f"{done.stderr[-3000:]}",
@@ -180,6 +177,8 @@ class Compiler:
         try:
             with self._kernel.sandbox(work) as sandbox:
                 done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=_PAIR_FLAGS, parallel=self._parallel)
+        except DiskFullError:
+            raise
         except (ResourceExhaustedError, ProgramError) as error:
             # the unpatched files compile within these limits: it is the patch that does not
             raise SandboxViolationError(
@@ -190,7 +189,6 @@ class Compiler:
         built = self._collect(work, objects)
         for path, file in built.items():
             _check_object(path, file)
-        _check_room(work, done)
         findings = list(diagnose_compiler(done.stderr))
         if len(built) != len(objects):
             errors = [finding for finding in findings if finding.severity == "error"]
@@ -260,12 +258,6 @@ def _check_object(path: str, file: Path) -> None:
             f"The build left something else than an object as its result {path}.",
             hint="The patch changes how the kernel is built in a way that is not allowed.",
         ) from error
-
-
-def _check_room(work: Path, done: Completed) -> None:
-    """Raise DiskFullError where the compiler failed since this machine has no room, which is not the patch's fault."""
-    if "No space left on device" in done.stderr and shutil.disk_usage(work).free < _ROOM_BYTES:
-        raise DiskFullError(f"No space is left on the device while compiling in {work}.")
 
 
 def _place(upper: Path, files: Mapping[str, bytes]) -> None:

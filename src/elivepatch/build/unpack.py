@@ -15,11 +15,12 @@ import struct
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from elivepatch.build.store import remove_tree
 from elivepatch.errors import InternalError, KernelUnavailableError
 from elivepatch.kernel.elf import STT_FILE, Symbol, readelf_symbols, unpack_symbols
 from elivepatch.kernel.units import compile_units
@@ -66,11 +67,12 @@ def products(headers: Path, kbuild: Path, target: Path) -> None:
         tools = sorted(Path(scratch).glob("usr/lib/linux-kbuild-*"))
         if len(trees) != 1 or len(tools) != 1:
             raise KernelUnavailableError(f"{headers.name} and {kbuild.name} do not hold what Debian's packages hold.")
-        # what the package calls vmlinux holds BTF only; Makefile, scripts and tools lead into the system
-        ignored = {"vmlinux", "Makefile", "scripts", "tools"}
-        shutil.copytree(trees[0], target, symlinks=True, ignore=_only_at(trees[0], ignored))
+        trees[0].rename(target)
+        for name in ("vmlinux", "Makefile", "scripts", "tools"):
+            # what the package calls vmlinux holds BTF only; Makefile, scripts and tools lead into the system
+            _remove(target / name)
         for name in ("scripts", "tools"):
-            shutil.copytree(tools[0] / name, target / name, symlinks=True)
+            (tools[0] / name).rename(target / name)
     # kbuild makes the configuration anew when .config or a Kconfig file is newer than auto.conf, and in a root without
     # one of the tools it asks for (rustc) the result is another. So auto.conf is the newest, and depends on nothing.
     (target / "include/config/auto.conf.cmd").write_text("")
@@ -80,8 +82,11 @@ def products(headers: Path, kbuild: Path, target: Path) -> None:
     own(target)
 
 
-def _only_at(top: Path, names: set[str]) -> Callable[[str, list[str]], set[str]]:
-    return lambda directory, entries: names.intersection(entries) if Path(directory) == top else set()
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_variables(products_layer: Path) -> dict[str, str]:
@@ -123,13 +128,17 @@ def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str
         run(["dpkg-deb", "--fsys-tarfile", files.path(files.debug)], stdout=archive, timeout=1800)
         name = _debug_files(archive, strip, work / "symbols")
         units = compile_units(strip / "vmlinux.debug")
+        if not units:
+            raise KernelUnavailableError(
+                f"{files.debug.file} does not say from which files vmlinux was made.",
+                hint="Debug information that is compressed, or of another format than DWARF 4 or 5, cannot be read.",
+            )
         (target / "units.json").write_text(json.dumps(units))
         Sandbox(root.path, job=strip).run(
             [
                 "objcopy",
                 "--strip-debug",
                 "--keep-file-symbols",
-                "--remove-section=.BTF",
                 f"{JOB}/vmlinux.debug",
                 f"{JOB}/vmlinux",
             ]

@@ -11,13 +11,15 @@ sandbox: nothing is mounted outside.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elivepatch.errors import InvalidSettingError
-from elivepatch.process import Completed, LineSink, find_program, run, usage_guard
+from elivepatch.errors import DiskFullError, InvalidSettingError, ResourceExhaustedError
+from elivepatch.process import NO_SPACE, Completed, Guard, LineSink, command_line, find_program, run
 
 #: In the range that Debian policy (section 9.2.2) keeps unused: no account has it, so its process limit is ours alone.
 SANDBOX_UID = 65533
@@ -25,6 +27,12 @@ SANDBOX_UID = 65533
 TREE = Path("/elivepatch/tree")
 JOB = Path("/elivepatch/job")
 
+#: Not every program says that the disk was full. With less room than the first it was; than the second, if it says so.
+_FULL_BYTES = 1024**2
+_ROOM_BYTES = 16 * 1024**2
+#: What a file takes on disk at least, and how deep the directories of a job may be; the kernel's source is 12 deep.
+_BLOCK_BYTES = 4096
+_DEPTH = 64
 _MOUNT = 'mount -t overlay -o "$1" overlay "$2" && shift 2 && exec "$@"'
 
 
@@ -142,9 +150,13 @@ class Sandbox:
         sink: LineSink | None = None,
         stdout: Path | None = None,
     ) -> Completed:
-        """Run a program inside; see `process.run`. What it writes is bounded as a whole too, not only file by file."""
+        """Run a program inside; see `process.run`. What it writes is bounded as a whole too, not only file by file.
+
+        Raises DiskFullError, also without ``check``, where it failed since this machine has no room: a directory in
+        memory that it filled itself is no such case.
+        """
         writable = self.tree.upper if self.tree is not None else self.job
-        return run(
+        done = run(
             [*self.prefix(cwd=cwd, env=env), *argv],
             timeout=self.limits.seconds,
             check=check,
@@ -154,6 +166,41 @@ class Sandbox:
             guard=usage_guard(writable, self.limits.written_bytes) if writable is not None else None,
             shown=argv,
         )
+        if done.returncode != 0 and writable is not None:
+            free = shutil.disk_usage(writable).free
+            if free < _FULL_BYTES or (free < _ROOM_BYTES and NO_SPACE.search(done.stderr)):
+                raise DiskFullError(f"No space is left on the device: {command_line(argv)} in {writable}")
+        return done
+
+
+def usage_guard(directory: Path, limit_bytes: int) -> Guard:
+    """A guard that ends a program whose output below ``directory`` grows past ``limit_bytes``.
+
+    A file counts as one block at least: without contents it takes an inode of the disk, too. Directories nested so
+    deep, or made unreadable, that what is below them cannot be counted are no better.
+    """
+
+    def check() -> None:
+        total, todo = 0, [(str(directory), 0)]
+        while todo:
+            path, depth = todo.pop()
+            try:
+                entries = list(os.scandir(path))
+            except FileNotFoundError:
+                continue  # it was removed meanwhile
+            except OSError as error:
+                raise ResourceExhaustedError(f"What a program wrote cannot be counted: {error.strerror}.") from None
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, _BLOCK_BYTES)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append((entry.path, depth + 1))
+            if depth > _DEPTH:
+                raise ResourceExhaustedError(f"A program nested directories more than {_DEPTH} deep.")
+            if total > limit_bytes:
+                raise ResourceExhaustedError(f"A program wrote {total} bytes; the limit of a job is {limit_bytes}.")
+
+    return check
 
 
 def tool_prefix(root: Path, directory: Path) -> list[str]:
