@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +43,47 @@ class AptConfiguration:
     name: str
     sources_list: Path | None = None
     trusted: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Names:
+    """The packages of a release. One of ``kbuilds`` is there: by ABI since 6.12, before that by series.
+
+    ``split`` are those that the image package is split into since 7.x.
+    """
+
+    image: str
+    headers: str
+    source: str
+    kbuilds: tuple[str, str]
+    split: tuple[str, str]
+
+    @classmethod
+    def of(cls, release: Release) -> _Names:
+        abi = release.text
+        for flavour in sorted(_FLAVOURS, key=len, reverse=True):
+            abi = abi.removesuffix(f"-{flavour}")
+        return cls(
+            f"linux-image-{release}",
+            f"linux-headers-{release}",
+            f"linux-source-{release.series}",
+            (f"linux-kbuild-{abi}", f"linux-kbuild-{release.series}"),
+            (f"linux-binary-{release}", f"linux-modules-{release}"),
+        )
+
+    def needed(self) -> list[str]:
+        """Those without which there is no kernel; of the kbuild packages, one."""
+        return [self.image, f"{self.image}-dbg", self.headers, self.source, *self.kbuilds]
+
+    def version(self, versions: Mapping[str, Sequence[str]]) -> str | None:
+        """The one source version at which all that is needed is offered."""
+        for version in versions.get(self.image, ()):
+            rest = (f"{self.image}-dbg", self.headers, self.source)
+            if all(version in versions.get(name, ()) for name in rest) and any(
+                version in versions.get(name, ()) for name in self.kbuilds
+            ):
+                return version
+        return None
 
 
 class DebianSource:
@@ -83,11 +124,11 @@ class DebianSource:
         names = set(run(self._apt("apt-cache", "pkgnames", "linux-image-")).stdout.split())
         texts = [name.removeprefix("linux-image-") for name in names if not name.endswith(("-dbg", "-unsigned"))]
         texts = [text for text in texts if text[:1].isdigit() and text.endswith(_FLAVOURS)]
-        wanted = [f"{package}-{text}" for text in texts for package in ("linux-image", "linux-headers")]
-        versions = self._versions([*wanted, *(f"linux-image-{text}-dbg" for text in texts)])
         # linux-image-6.12-amd64 and its like only follow the newest release
-        releases = [parse_release(text) for text in texts if self._version(versions, text)]
-        return sorted(release for release in releases if not release.text.startswith(f"{release.series}-"))
+        releases = [each for each in map(parse_release, texts) if not each.text.startswith(f"{each.series}-")]
+        wanted = dict.fromkeys(name for release in releases for name in _Names.of(release).needed())
+        versions = self._versions(list(wanted))
+        return sorted(release for release in releases if _Names.of(release).version(versions))
 
     def download(self, files: KernelFiles, progress: Progress) -> None:
         """Download the packages that are not here yet."""
@@ -149,30 +190,16 @@ class DebianSource:
                     found[fields[0]].append(fields[1])
         return found
 
-    @staticmethod
-    def _version(versions: dict[str, list[str]], release: str) -> str | None:
-        """The one source version of a release, where all that is needed is offered at it."""
-        for version in versions.get(f"linux-image-{release}", []):
-            if all(
-                version in versions.get(f"linux-{rest}", []) for rest in (f"image-{release}-dbg", f"headers-{release}")
-            ):
-                return version
-        return None
-
     def _find(self, release: Release) -> KernelFiles | None:
-        image, headers = f"linux-image-{release}", f"linux-headers-{release}"
-        abi = release.text
-        for flavour in sorted(_FLAVOURS, key=len, reverse=True):
-            abi = abi.removesuffix(f"-{flavour}")
-        kbuilds = [f"linux-kbuild-{abi}", f"linux-kbuild-{release.series}"]  # by ABI since 6.12, before that by series
-        split = [f"linux-binary-{release}", f"linux-modules-{release}"]  # the image package is split since 7.x
-        source = f"linux-source-{release.series}"
-        versions = self._versions([image, f"{image}-dbg", headers, source, *kbuilds, *split])
-        version = self._version(versions, str(release))
-        kbuild = next((name for name in kbuilds if version in versions[name]), None)
-        if version is None or kbuild is None or version not in versions[source]:
+        names = _Names.of(release)
+        versions = self._versions([*names.needed(), *names.split])
+        version = names.version(versions)
+        if version is None:
             return None
-        images = [image, *(name for name in split if version in versions[name])]
+        image, source = names.image, names.source
+        kbuild = next(name for name in names.kbuilds if version in versions[name])
+        images = [image, *(name for name in names.split if version in versions[name])]
+        headers = names.headers
         found = self._describe([*images, f"{image}-dbg", headers, kbuild, source], version)
         return KernelFiles(
             release=release,
