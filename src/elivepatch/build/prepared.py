@@ -45,6 +45,8 @@ _PROBE = """\
 #include <linux/version.h>
 #include <linux/kconfig.h>
 #include <linux/types.h>
+#include <linux/sched.h>
+#include <linux/module.h>
 #include <linux/bug.h>
 #include <linux/jump_label.h>
 #include <linux/printk.h>

@@ -92,7 +92,8 @@ def _remove(path: Path) -> None:
 def make_variables(products_layer: Path) -> dict[str, str]:
     """CROSS_COMPILE and CC as Debian's makers set them, from ``.kernelvariables``."""
     text = (products_layer / ".kernelvariables").read_text()
-    cross = re.search(r"^override CROSS_COMPILE = (\S*)$", text, re.MULTILINE)
+    # literal only: in 6.1 it is set for cross builds, to a variable of the package's build
+    cross = re.search(r"^override CROSS_COMPILE = ([a-z0-9_-]+)$", text, re.MULTILINE)
     compiler = re.search(r"^CC = .*\$\(CROSS_COMPILE\)(\S+)$", text, re.MULTILINE)
     if compiler is None:
         raise InternalError(f"The headers' .kernelvariables name no compiler: {text[:500]}")

@@ -43,7 +43,7 @@ $LD $KBUILD_LDFLAGS -r -T kpatch.lds -o "$name.o" patch-hook.o output.o
 cd ..
 make -f scripts/Makefile.modpost
 make -f scripts/Makefile.modfinal
-{tools}/create-klp-module --no-klp-arch-sections "elivepatch/$name.ko" {job}/module.ko
+cp "elivepatch/$name.ko" {job}/linked.ko
 """
 
 
@@ -145,7 +145,7 @@ class KpatchEngine:
         # what kbuild would have left behind for modpost, had it compiled the module
         files = {
             "Makefile": "",
-            "modules.order": f"{_PLACE}/{name}.o\n",
+            "modules.order": f"{_PLACE}/{name}.{self._order_suffix()}\n",
             f"{name}.mod": f"{_PLACE}/patch-hook.o\n{_PLACE}/output.o\n",
             ".patch-hook.o.cmd": f"savedcmd_{_PLACE}/patch-hook.o := true\n",
             ".output.o.cmd": f"savedcmd_{_PLACE}/output.o := true\n",
@@ -155,13 +155,21 @@ class KpatchEngine:
         env = self._link_environment()
         with self._kernel.sandbox(work / "link", job=job) as sandbox:
             try:
-                sandbox.run(["sh", "-c", _LINK.format(tools=_TOOLS, job=JOB), "link", name, *inputs], cwd=TREE, env=env)
+                sandbox.run(["sh", "-c", _LINK.format(job=JOB), "link", name, *inputs], cwd=TREE, env=env)
+                # the tools may come from another root than the compiler: objects are just files
+                argv = [f"{_TOOLS}/create-klp-module", "--no-klp-arch-sections"]
+                Sandbox(self._tools.path, job=job).run([*argv, f"{JOB}/linked.ko", f"{JOB}/module.ko"])
             except ProgramError as error:
                 raise link_error(error.completed.stdout + error.completed.stderr, error.completed.returncode) from error
         module = work / f"{name}.ko"
         if not collect(job, "module.ko", module):
             raise InternalError("create-klp-module wrote no module.")
         return module
+
+    def _order_suffix(self) -> str:
+        """What modules.order lists: objects since 6.3, modules before (scripts/Makefile.modfinal)."""
+        makefile = (self._kernel.source / "scripts/Makefile.modfinal").read_text()
+        return "o" if "$(modules:%.o=%.ko)" in makefile else "ko"
 
     def _link_environment(self) -> Mapping[str, str]:
         env = {**self._kernel.environment, "KBUILD_MODULES": "1", "KBUILD_EXTMOD": _PLACE}
