@@ -134,7 +134,8 @@ class Sandbox:
             words += ["setpriv", f"--reuid={SANDBOX_UID}", f"--regid={SANDBOX_UID}", "--clear-groups"]
             words += ["--inh-caps=-all", "--bounding-set=-all", "--"]
         else:
-            words += ["--"]
+            # in the user namespace that mounted the layers the program is called root: bwrap would leave it all of that
+            words += ["--cap-drop", "ALL", "--"]
         limits = self.limits
         words += ["prlimit", f"--nproc={limits.processes}", f"--as={limits.memory_bytes}", "--core=0"]
         words += [f"--fsize={limits.file_bytes}", f"--cpu={int(limits.seconds * 2) + 1}", "--"]
