@@ -43,7 +43,8 @@ def attempt(name, call):
 
 def syscall(number, *arguments):
     words = ", ".join(arguments) or "0"
-    subprocess.run(["perl", "-e", "exit(syscall(%d, %s) == -1)" % (number, words)], check=True)
+    program = "my @a = (%s); exit(syscall(%d, @a) == -1)" % (words, number)  # perl takes no literal strings here
+    subprocess.run(["perl", "-e", program], check=True)
 
 for path in secrets:
     attempt("read " + path, lambda: open(path).read(80))
@@ -52,7 +53,9 @@ for path in writes:
 attempt("loopback", lambda: socket.create_connection(("127.0.0.1", port), 3))
 attempt("internet", lambda: socket.create_connection(("1.1.1.1", 53), 3))
 attempt("name", lambda: socket.getaddrinfo("deb.debian.org", 80))
+syscall(39)  # getpid: whatever follows does not fail for the way it is called
 attempt("root", lambda: os.setuid(0))
+attempt("remount", lambda: syscall(165, "'none'", "'/'", "'none'", "0x1020", "0"))
 attempt("mount", lambda: syscall(165, "'none'", "'/tmp'", "'tmpfs'", "0", "0"))
 attempt("ptrace", lambda: syscall(101, "16", parent, "0", "0"))
 attempt("module", lambda: syscall(175, "'x'", "1", "''"))
