@@ -134,7 +134,7 @@ def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str
                 f"{files.debug.file} does not say from which files vmlinux was made.",
                 hint="Debug information that is compressed, or of another format than DWARF 4 or 5, cannot be read.",
             )
-        (target / "units.json").write_text(json.dumps(units))
+        (target / "units.json").write_text(json.dumps(in_tree(units)))
         Sandbox(root.path, job=strip).run(
             [
                 "objcopy",
@@ -149,6 +149,21 @@ def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str
         tables = raw_tables(memoryview(stream.read()))
     (target / "vmlinux.symtab").write_text(readelf_symbols(tables.symtab, tables.strtab))
     return name
+
+
+def in_tree(units: Sequence[str]) -> list[str]:
+    """The compile units by their paths in the tree, wherever the tree lay when it was built.
+
+    Debian builds its rt flavour in a directory below the top (``debian/build/source_rt/init/main.c``), and names what
+    it assembles by its absolute path.
+    """
+    anchor = "init/main.c"
+    tops = sorted((unit.removesuffix(anchor) for unit in units if unit.endswith(f"/{anchor}")), key=len)
+    found: list[str] = []
+    for unit in units:
+        top = next((top for top in tops if unit.startswith(top)), "")
+        found.append(unit.removeprefix(top))
+    return found
 
 
 def _debug_files(archive: Path, target: Path, symbols: Path) -> str:
