@@ -36,7 +36,7 @@ check: setup ## style, types, layers
 	$(BIN)/lint-imports
 
 test: setup ## the tests, with one guest that runs the client
-	$(PYTEST) -m "not guest or smoke" $(ARGS)
+	$(PYTEST) -m "(not guest and not slow) or smoke" $(ARGS)
 
 test-unit: setup ## the tests that need no kernel: seconds
 	$(PYTEST) tests/unit $(ARGS)
