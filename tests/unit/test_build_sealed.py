@@ -10,7 +10,7 @@ import pytest
 
 from elf_builder import ALLOC, EXEC, FUNC, GLOBAL, NOTYPE, Part, Sym, elf
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.build.sealed import addresses_taken, check_sealed, kernel_name
+from elivepatch.build.sealed import addresses_taken, check_sealed, kernel_name, sealed_functions
 from elivepatch.errors import CannotLivepatchError
 from elivepatch.toolchains.roots import Root
 
@@ -104,3 +104,11 @@ def test_other_addresses_are_not(tmp_path: Path, sealed: list[int] | None) -> No
 
 def test_a_call_of_a_sealed_function_is_not(tmp_path: Path) -> None:
     check_sealed(kernel(tmp_path, [TEXT + 16]), module(tmp_path / "a.ko", code(b"\xe8", PLT32)))
+
+
+def test_what_a_kernel_seals_is_found_once(tmp_path: Path) -> None:
+    prepared = kernel(tmp_path, [TEXT + 16])
+    assert sealed_functions(prepared) == {"victim"}
+    (tmp_path / "image/vmlinux").unlink()
+    assert sealed_functions(prepared) == {"victim"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image", "sealed-functions"]

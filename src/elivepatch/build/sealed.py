@@ -8,7 +8,9 @@ livepatch makes would fault when called, on hardware with IBT only: emulators do
 
 from __future__ import annotations
 
+import os
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from elivepatch.kernel.elf import (
     unpack_relocations,
 )
 
+_KEPT = "sealed-functions"
 _KLP_SYMBOL = ".klp.sym."
 _SHN_LIVEPATCH = 0xFF20
 _HINT = "Call the function directly, or through a new function of the patch that calls it."
@@ -34,23 +37,8 @@ _HINT = "Call the function directly, or through a new function of the patch that
 
 def check_sealed(kernel: PreparedKernel, module: Path) -> None:
     """Raise CannotLivepatchError where the module takes the address of a sealed function."""
-    with ElfImage(kernel.vmlinux) as image:
-        section = image.section(".ibt_endbr_seal")
-        if section is None:
-            return
-        data = image.data(section)
-        # one 32-bit offset each, relative to its own place
-        entries = struct.iter_unpack("<i", data[: len(data) // 4 * 4])
-        sealed = {section.address + 4 * index + offset for index, (offset,) in enumerate(entries)}
-        taken = dict(addresses_taken(module))
-        if not taken:
-            return
-        wanted = frozenset(name.encode() for name in taken)  # bytes: the table has 200 000 names
-        names = {
-            symbol.name
-            for symbol in image.iter_symbols(wanted.__contains__)
-            if symbol.type == STT_FUNC and symbol.value in sealed
-        }
+    taken = dict(addresses_taken(module))
+    names = taken.keys() & sealed_functions(kernel) if taken else set[str]()
     findings = [
         Diagnosis(
             rule="sealed-endbr",
@@ -63,6 +51,38 @@ def check_sealed(kernel: PreparedKernel, module: Path) -> None:
     ]
     if findings:
         raise CannotLivepatchError(findings[0].message, hint=_HINT, diagnosis=findings)
+
+
+def sealed_functions(kernel: PreparedKernel) -> frozenset[str]:
+    """The names of all functions that a kernel seals; found once, and kept with the kernel."""
+    kept = kernel.path / _KEPT
+    try:
+        return frozenset(kept.read_text().split())
+    except FileNotFoundError:
+        names = _find_sealed(kernel.vmlinux)
+    handle, aside = tempfile.mkstemp(prefix=f".{_KEPT}.", dir=kernel.path)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write("\n".join(sorted(names)))
+        Path(aside).replace(kept)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    return names
+
+
+def _find_sealed(vmlinux: Path) -> frozenset[str]:
+    with ElfImage(vmlinux) as image:
+        section = image.section(".ibt_endbr_seal")
+        if section is None:
+            return frozenset()
+        data = image.data(section)
+        # one 32-bit offset each, relative to its own place
+        entries = struct.iter_unpack("<i", data[: len(data) // 4 * 4])
+        sealed = {section.address + 4 * index + offset for index, (offset,) in enumerate(entries)}
+        return frozenset(
+            symbol.name for symbol in image.iter_symbols() if symbol.type == STT_FUNC and symbol.value in sealed
+        )
 
 
 def addresses_taken(module: Path) -> Iterator[tuple[str, str]]:
