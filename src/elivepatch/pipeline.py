@@ -140,7 +140,7 @@ def _digest(data: bytes | None) -> str | None:
 def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Report:
     """Build, prove and try the livepatch; leaves ``report.json`` and the module in ``output``.
 
-    Never raises for an ElivepatchError: whatever the end, the report says it.
+    Whatever the end, the report says it; only DiskFullError is raised, where not even the report can be written.
     """
     began = time.monotonic()
     key = request_key(job, workshop)
@@ -173,7 +173,11 @@ def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Rep
         timings=_timings(progress.timings, time.monotonic() - began),
         cache=state.cache,
     )
-    _write(output / "report.json", report.dump_json().encode())
+    try:
+        _write(output / "report.json", report.dump_json().encode())
+    except OSError as error:
+        # a disk so full that not even the report fits: whoever asked learns it from the exit of this process
+        raise DiskFullError(f"The report cannot be written: {error.strerror}.") from error
     ended = report.message or (state.module.name if state.module else "")
     progress.done(f"{status}: {ended if len(ended) <= _LINE else f'{ended[:_LINE]}…'}")
     return report

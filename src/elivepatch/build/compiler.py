@@ -8,13 +8,13 @@ compiled alike (for the differ). Nothing but the changed files is compiled; the 
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from elivepatch.build.collect import collect
@@ -36,13 +36,37 @@ from elivepatch.kernel.elf import ElfImage
 from elivepatch.process import ProgramError
 from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
 
-#: Debug information does not change code; without it the compiler and all that follow are faster.
-_PAIR_FLAGS = f"{SECTION_FLAGS} -g0"
 #: The sites of runtime constants are filled in at boot, in vmlinux only (arch/x86/include/asm/runtime-const.h). In a
 #: module they would keep their placeholder, so the pair is compiled with the plain form, which reads the variable.
 _RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
-_PLAIN_RUNTIME_CONST = "#include <asm-generic/runtime-const.h>\n"
-_OBJECT_FLAGS = re.compile(r"-D(KBUILD_MODNAME|KBUILD_MODFILE|MODULE)\b")
+_PLAIN_RUNTIME_CONST = b"#include <asm-generic/runtime-const.h>\n"
+
+
+class Form(Enum):
+    """How a pair is compiled: flags beside the kernel's own, and whether runtime constants are in their plain form.
+
+    Without debug information the compiler and all that follow are faster; now and then it inlines otherwise then, so
+    the functions of the pair are compared with the kernel's, and the next form is tried.
+    """
+
+    FAST = (f"{SECTION_FLAGS} -g0", False)
+    DEBUG = (SECTION_FLAGS, False)
+    PLAIN = (f"{SECTION_FLAGS} -g0", True)
+    PLAIN_DEBUG = (SECTION_FLAGS, True)
+
+    @property
+    def flags(self) -> str:
+        """The flags."""
+        return self.value[0]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files of the tree that are replaced."""
+        return {_RUNTIME_CONST: _PLAIN_RUNTIME_CONST} if self.value[1] else {}
+
+    def suits(self, exact: Path) -> bool:
+        """Whether it is a form for this object."""
+        return self.value[1] == _has_runtime_constants(exact)
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,7 @@ class OriginalObject:
     original: Path
     parent: str
     cached: bool
+    form: Form = Form.FAST
 
 
 class Compiler:
@@ -87,41 +112,49 @@ class Compiler:
 
         Raises DoesNotCompileError with the compiler's findings for the patched side, InternalError for the original.
         """
-        missing = [path for path in objects if not self._cached(path)]
+        kept = {path: self._cached(path) for path in objects}
+        missing = [path for path, original in kept.items() if original is None]
+        fast = [path for path, original in kept.items() if original is None or original.form is Form.FAST]
         with ThreadPoolExecutor(3) as pool:
             exact = pool.submit(self._build, "exact", missing, "", {})
-            pair = pool.submit(self._build, "original", missing, _PAIR_FLAGS, {})
-            patched = pool.submit(self._build_patched, "patched", objects, patched_files, {})
+            pair = pool.submit(self._build, "original", missing, Form.FAST.flags, {})
+            patched = pool.submit(self._build_patched, fast, patched_files, Form.FAST)
             exact_files, pair_files = exact.result(), pair.result()
-            patched_built, findings = patched.result()
-        plain = [path for path in missing if _has_runtime_constants(exact_files[path])]
-        for path in missing:
-            if path not in plain:
-                self._keep(path, exact_files[path], pair_files[path], self._work / "exact/upper")
-        originals = {path: self._cached(path) for path in objects if path not in plain}
-        replain = [path for path in objects if path in plain or _plain_mark(self._cache_entry(path)).exists()]
-        if replain:
-            files = {_RUNTIME_CONST: _PLAIN_RUNTIME_CONST.encode()}
-            if plain:
-                plain_files = self._build("original-plain", plain, _PAIR_FLAGS, files)
-                for path in plain:
-                    _check_same_functions(path, exact_files[path], plain_files[path])
-                    self._keep(path, exact_files[path], plain_files[path], self._work / "exact/upper", plain=True)
-                    originals[path] = self._cached(path)
-            again, more = self._build_patched("patched-plain", replain, patched_files, files)
-            patched_built.update(again)
-            findings += more
+            built, findings = patched.result()
+        self._keep_all(missing, exact_files, pair_files)
         compiled: list[CompiledObject] = []
-        for path in objects:
-            original = originals[path]
+        originals = {path: self._cached(path) for path in objects}
+        for form in (Form.DEBUG, Form.PLAIN, Form.PLAIN_DEBUG):
+            again = [path for path, original in originals.items() if original is not None and original.form is form]
+            if again:
+                more, said = self._build_patched(again, patched_files, form)
+                built.update(more)
+                findings += said
+        for path, original in originals.items():
             if original is None:
                 raise InternalError(f"The original of {path} was compiled and is gone.")
             compiled.append(
                 CompiledObject(
-                    path, original.exact, original.original, patched_built[path], original.parent, path not in missing
+                    path, original.exact, original.original, built[path], original.parent, path not in missing
                 )
             )
         return compiled, findings
+
+    def _keep_all(self, missing: Sequence[str], exact: Mapping[str, Path], fast: Mapping[str, Path]) -> None:
+        """Find the form of each original in which the differ sees the kernel's own functions, and keep that."""
+        left = list(missing)
+        for form in Form:
+            now = [path for path in left if form.suits(exact[path])]
+            built = fast if form is Form.FAST else self._build(f"original-{form.name}", now, form.flags, form.files)
+            for path in now:
+                if _functions(exact[path]) == _functions(built[path]):
+                    self._keep(path, exact[path], built[path], self._work / "exact/upper", form)
+                    left.remove(path)
+        if left:
+            raise InternalError(
+                f"Compiled with a section for each function, {', '.join(left)} has other functions than the kernel.",
+                hint="This object cannot be patched yet; please report it.",
+            )
 
     def originals(self, objects: Sequence[str]) -> dict[str, OriginalObject | str]:
         """The exact objects of the unpatched kernel, for a survey of the proof; a text says why there is none."""
@@ -163,9 +196,11 @@ class Compiler:
         return built
 
     def _build_patched(
-        self, name: str, objects: Sequence[str], patched_files: Path, files: Mapping[str, bytes]
+        self, objects: Sequence[str], patched_files: Path, form: Form
     ) -> tuple[dict[str, Path], list[Diagnosis]]:
-        work = self._work / name
+        if not objects:
+            return {}, []
+        work = self._work / f"patched-{form.name}"
         upper = work / "upper"
         upper.mkdir(parents=True)
         changed = {
@@ -173,10 +208,10 @@ class Compiler:
             for path in patched_files.rglob("*")
             if path.is_file()
         }
-        _place(upper, {**changed, **files})
+        _place(upper, {**changed, **form.files})
         try:
             with self._kernel.sandbox(work) as sandbox:
-                done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=_PAIR_FLAGS, parallel=self._parallel)
+                done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=form.flags, parallel=self._parallel)
         except DiskFullError:
             raise
         except (ResourceExhaustedError, ProgramError) as error:
@@ -227,12 +262,12 @@ class Compiler:
     def _cached(self, path: str) -> OriginalObject | None:
         entry = self._cache_entry(path)
         try:
-            parent = (entry / "parent").read_text()
+            parent, form = (entry / "parent").read_text(), Form[(entry / "form").read_text()]
         except OSError:
             return None
-        return OriginalObject(path, entry / "exact.o", entry / "original.o", parent, cached=True)
+        return OriginalObject(path, entry / "exact.o", entry / "original.o", parent, cached=True, form=form)
 
-    def _keep(self, path: str, exact: Path, original: Path, upper: Path, *, plain: bool = False) -> None:
+    def _keep(self, path: str, exact: Path, original: Path, upper: Path, form: Form) -> None:
         self._cache.mkdir(exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".part.", dir=self._cache))
         try:
@@ -240,8 +275,7 @@ class Compiler:
             shutil.copyfile(exact, work / "exact.o")
             shutil.copyfile(original, work / "original.o")
             (work / "parent").write_text(_parent(upper, path))
-            if plain:
-                _plain_mark(work).touch()
+            (work / "form").write_text(form.name)
             work.rename(self._cache_entry(path))
         except OSError:
             remove_tree(work)
@@ -273,10 +307,6 @@ def _place(upper: Path, files: Mapping[str, bytes]) -> None:
             give_to_sandbox(path)
 
 
-def _plain_mark(entry: Path) -> Path:
-    return entry / "plain-runtime-constants"
-
-
 def _has_runtime_constants(path: Path) -> bool:
     with ElfImage(path) as image:
         return any(section.name.startswith("runtime_") for section in image.sections)
@@ -285,17 +315,6 @@ def _has_runtime_constants(path: Path) -> bool:
 def _functions(path: Path) -> set[str]:
     with ElfImage(path) as image:
         return {symbol.name for symbol in image.symbols() if symbol.type == 2 and symbol.section}
-
-
-def _check_same_functions(path: str, exact: Path, plain: Path) -> None:
-    """The differ must see the functions that the running kernel has: the plain form may not change what is inlined."""
-    before, after = _functions(exact), _functions(plain)
-    if before != after:
-        names = ", ".join(sorted(before ^ after))
-        raise InternalError(
-            f"With its runtime constants in plain form, {path} has other functions than the kernel: {names}",
-            hint="This object cannot be patched yet; please report it.",
-        )
 
 
 def _parent(upper: Path, path: str) -> str:

@@ -34,7 +34,7 @@ from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import Limits, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when what an entry holds changes: entries made before are then made again.
-_FORMAT = 2
+_FORMAT = 3
 _RECORDED = (
     *("release", "origin", "build_id", "config_sha256", "compiler"),
     *("variables", "environment", "sizes", "modules"),

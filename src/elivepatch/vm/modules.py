@@ -112,15 +112,15 @@ class ModuleDirectory:
         listed = self._listed.get(name)
         hard = list(listed) if listed is not None else [n for v in info.get("depends", ()) for n in v.split(",") if n]
         # a soft dependency is a wish: one that the kernel has built in is no module here
-        soft = [name for wish in _softdeps(info.get("softdep", ())) if (name := self._answering(wish))]
+        soft = [known for wish in _softdeps(info.get("softdep", ())) for known in self._answering(wish)]
         return [module_name(n) for n in (*soft, *hard)]
 
-    def _answering(self, name: str) -> str | None:
-        """The module of that name, or the plain one that has the name as an alias.
+    def _answering(self, name: str) -> list[str]:
+        """The module of that name, or the plain one that has the name as an alias, if there is one.
 
         Only depmod lists aliases, but what asks for an algorithm (``crc32c``) gets it from NAME_generic.
         """
-        return next((known for known in (name, f"{name}_generic") if known in self), None)
+        return [known for known in (name, f"{name}_generic") if known in self][:1]
 
     def load_order(self, names: Iterable[str]) -> list[LoadableModule]:
         """The modules of these names and all that they need, each behind what it needs.
