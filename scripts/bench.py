@@ -32,12 +32,13 @@ from elivepatch import pipeline, process
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import ElivepatchError, InternalError
-from elivepatch.pipeline import InputFile, Job, Workshop
+from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 from elivepatch.server import settings as server_settings
 from elivepatch.server.proof_command import prepared_kernel
 from elivepatch.vm import machine
+from elivepatch.workshop import Workshop
 
 OBJECT = "fs/proc/meminfo.o"
 #: A patch that gives a line of /proc/meminfo another name; each build gets a name of its own, of the same length.

@@ -18,9 +18,9 @@ import demo_host
 
 from elivepatch.errors import ElivepatchError, InternalError
 from elivepatch.kernel.release import Release, parse_release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Event, Progress, to_terminal
 from elivepatch.server import settings as server_settings
+from elivepatch.workshop import Workshop
 
 SCRIPT = """\
 set -eu

@@ -20,10 +20,10 @@ from elivepatch import process
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.errors import InternalError, KernelUnavailableError
 from elivepatch.kernel.release import Release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Progress
 from elivepatch.sources.provider import KernelFiles
 from elivepatch.vm.machine import GuestKernel
+from elivepatch.workshop import Workshop, newest_kernel
 
 PROJECT = Path(__file__).resolve().parent.parent
 SUITE = "trixie"
@@ -51,19 +51,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
-def newest(releases: list[Release]) -> Release:
-    """The newest 6.12 kernel of the cloud flavour."""
-    found = [r for r in releases if r.series == "6.12" and r.text.endswith("-cloud-amd64")]
-    if not found:
-        raise KernelUnavailableError(f"No 6.12 cloud kernel is offered; offered are {', '.join(map(str, releases))}.")
-    return max(found)
-
-
 def find_kernel(workshop: Workshop, release: Release | None, progress: Progress) -> KernelFiles:
     """The packages of a release, or of the newest; they are on disk afterwards."""
     root = workshop.roots.ensure(SUITE, progress)
     source = workshop.source(root)
-    wanted = release or newest(source.offered(progress))
+    wanted = release or newest_kernel(workshop, progress)
     files = source.find(wanted, progress)
     if files is None:
         raise KernelUnavailableError(f"{wanted} is not offered.")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from elivepatch import pipeline
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.pipeline import InputFile, Job, Workshop
+from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Event, Progress
 from elivepatch.protocol.models import BuildRequest, Report
+from elivepatch.workshop import Workshop
 
 LIVEPATCHES = Path(__file__).parent / "data/livepatches"
 ENOSPC = 28

@@ -18,10 +18,9 @@ from _pytest.capture import CaptureManager
 from build_support import Builder
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.kernel.release import Release, parse_release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Event, Progress
+from elivepatch.workshop import Workshop, newest_kernel
 
-_SERIES, _FLAVOUR = "6.12.", "-cloud-amd64"
 _SUITE = "trixie"
 
 
@@ -61,11 +60,7 @@ def release(workshop: Workshop, progress: Progress) -> Release:
     """The kernel that the tests build for."""
     if named := os.environ.get("ELIVEPATCH_TEST_KERNEL"):
         return parse_release(named)
-    offered = workshop.source(workshop.roots.get(_SUITE)).offered(progress)
-    fitting = [each for each in offered if each.text.startswith(_SERIES) and each.text.endswith(_FLAVOUR)]
-    if not fitting:
-        pytest.fail(f"{_SUITE} offers no kernel {_SERIES}*{_FLAVOUR}: {', '.join(map(str, offered))}")
-    return fitting[-1]
+    return newest_kernel(workshop, progress)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from elivepatch.build import objects as lookup
 from elivepatch.build.compiler import CompiledObject, Compiler
 from elivepatch.build.engines.engine import DiffObject, Engine
 from elivepatch.build.engines.kpatch import KpatchEngine
-from elivepatch.build.prepared import Kernels, PreparedKernel
+from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
 from elivepatch.build.sealed import check_sealed
 from elivepatch.build.store import remove_tree
@@ -54,17 +54,11 @@ from elivepatch.protocol.models import (
     Timings,
     Verification,
 )
-from elivepatch.sources.debian import AptConfiguration, DebianSource
-from elivepatch.sources.provider import KernelFiles, KernelSource
-from elivepatch.toolchains.roots import Root, Roots
 from elivepatch.toolchains.sandbox import tool_prefix
 from elivepatch.version import installed_version
 from elivepatch.vm.boot_test import BootTestRejectedError, GuestKernel, Subject, boot_test
+from elivepatch.workshop import TOOLS_ROOT, Workshop, find_kernel
 
-#: The root whose suite offers a kernel, by what Debian puts into its releases; the first is asked first.
-_SUITES = (("+deb13", "trixie"), ("+deb12", "bookworm"), ("6.1.0-", "bookworm"))
-#: Where kpatch's tools come from, whatever the compiler's root: objects are just files.
-_TOOLS_ROOT = "trixie"
 #: Characters of a message in the last event; the report has all of it.
 _LINE = 200
 
@@ -86,34 +80,6 @@ class Job:
     base_patches: tuple[InputFile, ...] = ()
     config: bytes | None = field(default=None, repr=False)
     check: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Where builds are made, and how much of the machine they may use.
-
-    ``mirror`` is where build roots are made from, if not from the suite's own archive.
-    """
-
-    cache: Path
-    parallel: int = 2
-    kernels_limit_bytes: int = 40 * 1024**3
-    mirror: str | None = None
-
-    @property
-    def roots(self) -> Roots:
-        """The build roots."""
-        return Roots(self.cache / "roots", self.mirror)
-
-    @property
-    def kernels(self) -> Kernels:
-        """The prepared kernels."""
-        return Kernels(self.cache / "kernels", self.kernels_limit_bytes)
-
-    def source(self, root: Root) -> KernelSource:
-        """Debian's kernels as the apt configuration of a root offers them."""
-        etc = root.path / "etc/apt"
-        return DebianSource(AptConfiguration(root.name, etc / "sources.list", etc / "trusted.gpg.d"), self.cache)
 
 
 def request_key(job: Job, workshop: Workshop) -> str:
@@ -222,7 +188,7 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
     try:
         with ExitStack() as held:
             with progress.timed("prepare"):
-                files, root, source = _find(release, workshop, progress)
+                files, root, source = find_kernel(release, workshop, progress)
                 context = workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress)
                 kernel, was_there = held.enter_context(context)
             state.kernel = KernelReport(
@@ -235,7 +201,7 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
             _check_host(job, kernel)
             if config is not None and (differences := kernel.config().differences(config)):
                 raise _configuration_mismatch(release, differences)
-            engine: Engine = KpatchEngine(kernel, workshop.roots.ensure(_TOOLS_ROOT, progress))
+            engine: Engine = KpatchEngine(kernel, workshop.roots.ensure(TOOLS_ROOT, progress))
             state.engine = EngineReport(name=engine.name, version=engine.version)
             _build(job, kernel, was_there, engine, workshop, work, output, progress, state)
             if job.request.verify and state.module is not None:
@@ -254,26 +220,6 @@ def _release(name: str) -> Release:
                 f"Kernels from '{prefix}' are not offered yet.", hint="Name the release of a Debian kernel."
             )
     return parse_release(name)
-
-
-def _find(release: Release, workshop: Workshop, progress: Progress) -> tuple[KernelFiles, Root, KernelSource]:
-    """The kernel's files, the root of its compiler and where they come from; asks the likely suite first."""
-    likely = [suite for mark, suite in _SUITES if mark in release.text]
-    # a release that says nothing of its suite is looked for where a root is at hand: making one takes minutes
-    suites = likely or [_TOOLS_ROOT, *(root.name for root in workshop.roots.installed())]
-    offered: list[Release] = []
-    for suite in dict.fromkeys(suites):
-        root = workshop.roots.ensure(suite, progress)
-        source = workshop.source(root)
-        files = source.find(release, progress)
-        if files is not None:
-            return files, root, source
-        offered += source.offered(progress)
-    names = ", ".join(str(known) for known in sorted(set(offered), reverse=True))
-    raise KernelUnavailableError(
-        f"{release} is not offered by any configured source. Offered are: {names or 'none'}.",
-        hint="Name one of these, or install one of them on the host: a kernel that is replaced is no longer offered.",
-    )
 
 
 def _check_host(job: Job, kernel: PreparedKernel) -> None:

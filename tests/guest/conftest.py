@@ -10,9 +10,9 @@ import pytest
 from guest_support import Kit
 
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.pipeline import Workshop
 from elivepatch.toolchains.sandbox import JOB, TREE, give_to_sandbox
 from elivepatch.vm.machine import GuestKernel
+from elivepatch.workshop import Workshop
 
 HERE = Path(__file__).parent
 

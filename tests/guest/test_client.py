@@ -10,8 +10,8 @@ import pytest
 
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.kernel.release import Release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Progress
+from elivepatch.workshop import Workshop
 
 pytestmark = [pytest.mark.guest, pytest.mark.smoke]
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from elivepatch import process
 from elivepatch.errors import NoChangeError
-from elivepatch.pipeline import Job, Workshop
+from elivepatch.pipeline import Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildStatus, ModuleReport, Report
 from elivepatch.server.jobs import runner
+from elivepatch.workshop import Workshop
 
 
 def key_of(job: Job, _workshop: Workshop) -> str:

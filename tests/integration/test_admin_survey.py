@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.survey import Candidate, Survey, candidates, prove_all
 from elivepatch.errors import BusyError, ProofFailedError
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Progress
 from elivepatch.server.cli import cli
 from elivepatch.server.proof_command import require_identical
+from elivepatch.workshop import Workshop
 
 pytestmark = pytest.mark.integration
 

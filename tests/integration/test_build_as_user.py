@@ -16,7 +16,7 @@ import pytest
 from test_sandbox import PROBE, script_patch
 
 from build_support import LIVEPATCHES, Builder
-from elivepatch.pipeline import Workshop
+from elivepatch.workshop import Workshop
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -18,9 +18,9 @@ from elivepatch.build.prepared import PreparedKernel
 from elivepatch.errors import CompilerMismatchError, ElivepatchError, ToolUnavailableError
 from elivepatch.kernel.config import KernelConfig
 from elivepatch.kernel.release import Release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Progress
 from elivepatch.server import cli
+from elivepatch.workshop import Workshop
 
 pytestmark = pytest.mark.integration
 

@@ -19,9 +19,9 @@ from build_support import LIVEPATCHES, Builder, mounts, processes_with
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.errors import DiskFullError
 from elivepatch.kernel.release import Release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildStatus
+from elivepatch.workshop import Workshop
 
 pytestmark = pytest.mark.integration
 

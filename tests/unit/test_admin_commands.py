@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from elivepatch.build.store import Store
 from elivepatch.errors import BusyError, NotFoundError
 from elivepatch.kernel.release import parse_release
-from elivepatch.pipeline import Workshop
 from elivepatch.server.admin_commands import choose, collect, collect_packages
 from elivepatch.server.cli import cli
+from elivepatch.workshop import Workshop
 
 RELEASE = "6.12.1+deb13-cloud-amd64"
 ROOT = {"name": "trixie", "digest": "d" * 64, "packages": 3, "created": 0.0, "kpatch": "0.9.10-1", "format": 1}

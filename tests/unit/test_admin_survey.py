@@ -11,8 +11,9 @@ from elivepatch.build.proof import FunctionProof, ObjectProof, Outcome
 from elivepatch.build.survey import Candidate, Candidates, NotBuilt, Survey, locate, sources_by_name
 from elivepatch.errors import InvalidInputError, ProofFailedError
 from elivepatch.kernel.release import parse_release
-from elivepatch.server.proof_command import as_data, newest, require_identical, show
+from elivepatch.server.proof_command import as_data, require_identical, show
 from elivepatch.toolchains.roots import Root
+from elivepatch.workshop import newest
 
 MODULES = {"xfs": "kernel/fs/xfs/xfs.ko.xz", "e1000": "kernel/drivers/net/e1000/e1000.ko.xz"}
 

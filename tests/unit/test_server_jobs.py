@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from elivepatch.errors import CancelledError, DoesNotApplyError, InternalError, NotFoundError
-from elivepatch.pipeline import InputFile, Job, Workshop
+from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Event, Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus, ModuleReport, Report
 from elivepatch.server import artifacts
@@ -25,6 +25,7 @@ from elivepatch.server.events import final_event, format_event, text_log
 from elivepatch.server.jobs import runner
 from elivepatch.server.jobs.directory import EventReader, JobDirectory, Worker, process_start
 from elivepatch.server.upload import for_people
+from elivepatch.workshop import Workshop
 
 MODULE = b"module" * 100
 JOB = Job(

@@ -11,6 +11,7 @@ import hashlib
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
 #: module they would keep their placeholder, so the pair is compiled with the plain form, which reads the variable.
 _RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
 _PLAIN_RUNTIME_CONST = b"#include <asm-generic/runtime-const.h>\n"
+
+
+#: Age in seconds at which what is being put into the cache of originals is nobody's any more.
+_LEFT_SECONDS = 3600.0
 
 
 class Form(Enum):
@@ -269,6 +274,9 @@ class Compiler:
 
     def _keep(self, path: str, exact: Path, original: Path, upper: Path, form: Form) -> None:
         self._cache.mkdir(exist_ok=True)
+        for left in self._cache.glob(".part.*"):  # of a build that was killed: none takes an hour here
+            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                remove_tree(left)
         work = Path(tempfile.mkdtemp(prefix=".part.", dir=self._cache))
         try:
             work.chmod(0o755)

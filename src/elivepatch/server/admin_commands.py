@@ -20,10 +20,10 @@ from elivepatch.build.prepared import Kernels, list_kernels
 from elivepatch.build.store import Entry, Store, disk_usage
 from elivepatch.errors import BusyError, NotFoundError
 from elivepatch.kernel.release import parse_release
-from elivepatch.pipeline import Workshop
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.server import settings as server_settings
 from elivepatch.toolchains.roots import Root
+from elivepatch.workshop import Workshop
 
 #: Downloads younger than this (seconds) stay: a kernel that is not there yet may just be made of them.
 PACKAGE_REST_SECONDS = 3600.0

@@ -12,11 +12,12 @@ import click
 
 from elivepatch import pipeline
 from elivepatch.errors import InputTooLargeError, InvalidInputError
-from elivepatch.pipeline import InputFile, Job, Workshop, read_inputs
+from elivepatch.pipeline import InputFile, Job, read_inputs
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 from elivepatch.server import settings as server_settings
+from elivepatch.workshop import Workshop
 
 _FILE = click.Path(path_type=Path)
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elivepatch.build import prepared
-from elivepatch.pipeline import Workshop
 from elivepatch.protocol.models import KernelEntry
+from elivepatch.workshop import Workshop
 
 
 def list_kernels(workshop: Workshop) -> Sequence[KernelEntry]:

@@ -15,17 +15,13 @@ import click
 
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.survey import Survey, survey
-from elivepatch.errors import KernelUnavailableError, ProofFailedError
-from elivepatch.kernel.release import Release, parse_release
-from elivepatch.pipeline import Workshop
+from elivepatch.errors import ProofFailedError
+from elivepatch.kernel.release import parse_release
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.server import settings as server_settings
-from elivepatch.sources.provider import KernelFiles, KernelSource
-from elivepatch.toolchains.roots import Root
+from elivepatch.workshop import Workshop, find_kernel, newest_kernel
 
 #: Where the kernel comes from that is surveyed if none is named, and which it is.
-DEFAULT_SUITE = "trixie"
-DEFAULT_SERIES, DEFAULT_FLAVOUR = "6.12", "-cloud-amd64"
 
 
 @click.group("proof")
@@ -145,34 +141,7 @@ def prepared_kernel(name: str | None, workshop: Workshop, progress: Progress) ->
 
     Raises KernelUnavailableError where no suite offers it.
     """
-    files, root, source = _find(name, workshop, progress)
+    release = parse_release(name) if name is not None else newest_kernel(workshop, progress)
+    files, root, source = find_kernel(release, workshop, progress)
     with workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress) as (kernel, _):
         yield kernel
-
-
-def _find(name: str | None, workshop: Workshop, progress: Progress) -> tuple[KernelFiles, Root, KernelSource]:
-    """The files of a kernel; the suites whose root is there are asked first."""
-    release = parse_release(name) if name is not None else None
-    there = [root.name for root in workshop.roots.installed()]
-    suites = dict.fromkeys([*there, *workshop.roots.names()]) if release else [DEFAULT_SUITE]
-    offered: list[Release] = []
-    for suite in suites:
-        root = workshop.roots.ensure(suite, progress)
-        source = workshop.source(root)
-        wanted = release or newest(source.offered(progress))
-        files = source.find(wanted, progress) if wanted is not None else None
-        if files is not None:
-            return files, root, source
-        offered += source.offered(progress)
-    names = ", ".join(map(str, sorted(set(offered), reverse=True)))
-    raise KernelUnavailableError(
-        f"{release or f'A {DEFAULT_SERIES} cloud kernel'} is not offered by any configured source. "
-        f"Offered are: {names or 'none'}.",
-        hint="Name one of these with --kernel.",
-    )
-
-
-def newest(offered: list[Release]) -> Release | None:
-    """The newest cloud kernel of the default series."""
-    fitting = [one for one in offered if one.series == DEFAULT_SERIES and one.text.endswith(DEFAULT_FLAVOUR)]
-    return max(fitting, default=None)

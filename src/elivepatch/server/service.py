@@ -24,7 +24,7 @@ from elivepatch.errors import (
     UnavailableError,
 )
 from elivepatch.patches.series import parse_series
-from elivepatch.pipeline import InputFile, Job, Workshop
+from elivepatch.pipeline import InputFile, Job
 from elivepatch.protocol.models import BuildStatus, Health, KernelEntry, Report
 from elivepatch.server.artifacts import ArtifactStore
 from elivepatch.server.database import RUNNING, BuildRow, Database, new_id
@@ -35,6 +35,7 @@ from elivepatch.server.jobs.runner import failure
 from elivepatch.server.kernels import list_kernels
 from elivepatch.server.settings import Settings
 from elivepatch.version import installed_version
+from elivepatch.workshop import Workshop
 
 KeyFunction = Callable[[Job, Workshop], str]
 KernelLister = Callable[[Workshop], Sequence[KernelEntry]]

@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 from elivepatch.errors import InvalidSettingError
-from elivepatch.pipeline import Workshop
+from elivepatch.workshop import Workshop
 
 SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
 PREFIX = "ELIVEPATCH_"

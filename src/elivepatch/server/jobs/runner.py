@@ -23,11 +23,12 @@ from types import FrameType
 
 from elivepatch import pipeline
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InternalError
-from elivepatch.pipeline import Job, Workshop
+from elivepatch.pipeline import Job
 from elivepatch.progress import Event, Progress, Sink
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildStatus, Report
 from elivepatch.server.jobs.directory import JobDirectory, hold_lock
+from elivepatch.workshop import Workshop
 
 BuildFunction = Callable[[Job, Workshop, Path, Progress], Report]
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where builds are made: the caches, roots and sources of one machine, and how a kernel is found in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elivepatch.build.prepared import Kernels
+from elivepatch.errors import KernelUnavailableError
+from elivepatch.kernel.release import Release
+from elivepatch.progress import Progress
+from elivepatch.sources.debian import AptConfiguration, DebianSource
+from elivepatch.sources.provider import KernelFiles, KernelSource
+from elivepatch.toolchains.roots import Root, Roots
+
+#: The root whose suite offers a kernel, by what Debian puts into its releases; the first is asked first.
+_SUITES = (("+deb13", "trixie"), ("+deb12", "bookworm"), ("6.1.0-", "bookworm"))
+#: Where kpatch's tools come from, whatever the compiler's root: objects are just files.
+TOOLS_ROOT = "trixie"
+#: The kernel that is taken where none is named.
+DEFAULT_SERIES, DEFAULT_FLAVOUR = "6.12", "-cloud-amd64"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where builds are made, and how much of the machine they may use.
+
+    ``mirror`` is where build roots are made from, if not from the suite's own archive.
+    """
+
+    cache: Path
+    parallel: int = 2
+    kernels_limit_bytes: int = 40 * 1024**3
+    mirror: str | None = None
+
+    @property
+    def roots(self) -> Roots:
+        """The build roots."""
+        return Roots(self.cache / "roots", self.mirror)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The prepared kernels."""
+        return Kernels(self.cache / "kernels", self.kernels_limit_bytes)
+
+    def source(self, root: Root) -> KernelSource:
+        """Debian's kernels as the apt configuration of a root offers them."""
+        etc = root.path / "etc/apt"
+        return DebianSource(AptConfiguration(root.name, etc / "sources.list", etc / "trusted.gpg.d"), self.cache)
+
+
+def find_kernel(release: Release, workshop: Workshop, progress: Progress) -> tuple[KernelFiles, Root, KernelSource]:
+    """The kernel's files, the root of its compiler and where they come from; asks the likely suite first.
+
+    Raises KernelUnavailableError with the releases that are offered.
+    """
+    likely = [suite for mark, suite in _SUITES if mark in release.text]
+    # a release that says nothing of its suite is looked for where a root is at hand: making one takes minutes
+    suites = likely or [TOOLS_ROOT, *(root.name for root in workshop.roots.installed())]
+    offered: list[Release] = []
+    for suite in dict.fromkeys(suites):
+        root = workshop.roots.ensure(suite, progress)
+        source = workshop.source(root)
+        files = source.find(release, progress)
+        if files is not None:
+            return files, root, source
+        offered += source.offered(progress)
+    names = ", ".join(str(known) for known in sorted(set(offered), reverse=True))
+    raise KernelUnavailableError(
+        f"{release} is not offered by any configured source. Offered are: {names or 'none'}.",
+        hint="Name one of these, or install one of them on the host: a kernel that is replaced is no longer offered.",
+    )
+
+
+def newest_kernel(workshop: Workshop, progress: Progress) -> Release:
+    """The newest cloud kernel of the default series; raises KernelUnavailableError where there is none."""
+    offered = workshop.source(workshop.roots.ensure(TOOLS_ROOT, progress)).offered(progress)
+    found = newest(offered)
+    if found is None:
+        names = ", ".join(map(str, offered)) or "none"
+        raise KernelUnavailableError(f"No {DEFAULT_SERIES} cloud kernel is offered. Offered are: {names}.")
+    return found
+
+
+def newest(offered: Sequence[Release]) -> Release | None:
+    """The newest cloud kernel of the default series."""
+    fitting = [one for one in offered if one.series == DEFAULT_SERIES and one.text.endswith(DEFAULT_FLAVOUR)]
+    return max(fitting, default=None)
