@@ -19,6 +19,7 @@ from elivepatch.build.engines.engine import DiffObject, Engine
 from elivepatch.build.engines.kpatch import KpatchEngine
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
+from elivepatch.build.rules import finding
 from elivepatch.build.sealed import check_sealed
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
@@ -273,7 +274,7 @@ def _build(
         compiled, findings = Compiler(kernel, work / "compile", workshop.parallel).compile(
             affected.paths, changes / "patched"
         )
-        state.notes += [finding for finding in findings if finding.severity != "error"]
+        state.notes += [said for said in findings if said.severity != "error"]
         for each in compiled:
             lookup.check_parent(kernel, each.path, each.parent)
     state.cache = CacheReport(kernel=was_there, original_objects=sum(each.cached for each in compiled))
@@ -339,13 +340,11 @@ def _require_proven(
         lacking = [f for f in proof.of("absent") if f.function in names]
         known = {f.function for f in proof.functions}
         findings += [
-            Diagnosis(
-                rule="proof-failed",
+            finding(
+                "proof-failed",
+                f"The original of {function.function}() is not the kernel's: {function.why}.",
                 file=source.source,
                 function=function.function,
-                message=f"The original of {function.function}() is not the kernel's: {function.why}.",
-                hint="The running kernel was built from other source, with another configuration or compiler.",
-                doc="docs/refusals.md#proof-failed",
             )
             for function in [*proof.of("different"), *lacking]
         ]

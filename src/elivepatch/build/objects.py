@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.rules import finding
 from elivepatch.errors import CannotLivepatchError, Diagnosis, NothingToPatchError
 from elivepatch.kernel.elf import file_groups
 
 _INCLUDES = r'^\s*#\s*include\s+"(?:[^"\n]*/)?{name}"'
-_DOC = "docs/refusals.md"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def affected_objects(kernel: PreparedKernel, touched: Iterable[str], added: Iter
             hint=outside[0].hint if outside else "Send the patch with the C code that is to change.",
             diagnosis=outside,
         )
-    return Objects(paths, [_as_note(finding) for finding in outside])
+    return Objects(paths, [replace(said, severity="note") for said in outside])
 
 
 def _owners(kernel: PreparedKernel, units: frozenset[str], file: str, seen: set[str]) -> list[str]:
@@ -101,50 +101,29 @@ def check_parent(kernel: PreparedKernel, path: str, parent: str) -> None:
     Raises NothingToPatchError: kbuild compiles what the configuration does not select, too.
     """
     file = f"{path.removesuffix('.o')}.c"
+    if ":" in parent:
+        said = f"{file} is compiled into several modules: {', '.join(parent.split(':'))}."
+        shared = finding("several-modules", said, file=file)
+        raise CannotLivepatchError(shared.message, hint=shared.hint, diagnosis=[shared])
     contained = file in kernel.compile_units() if parent == "vmlinux" else parent in module_candidates(kernel, file)
     if not contained:
-        finding = _not_contained(kernel, file)
-        raise NothingToPatchError(finding.message, hint=finding.hint, diagnosis=[finding])
+        lacking = _not_contained(kernel, file)
+        raise NothingToPatchError(lacking.message, hint=lacking.hint, diagnosis=[lacking])
 
 
 def _not_contained(kernel: PreparedKernel, file: str) -> Diagnosis:
     exists = (kernel.source / Path(file)).exists()
     why = "its configuration leaves it out" if exists else "its source does not have it"
-    return Diagnosis(
-        rule="not-in-kernel",
-        file=file,
-        message=f"{kernel.release} does not contain {file}: {why}. There is nothing to patch.",
-        hint="This kernel does not need the patch, unless the file is built outside of the kernel's tree.",
-        doc=f"{_DOC}#not-in-kernel",
-    )
-
-
-def _as_note(finding: Diagnosis) -> Diagnosis:
-    return Diagnosis(
-        rule=finding.rule,
-        severity="note",
-        file=finding.file,
-        message=finding.message,
-        hint=finding.hint,
-        doc=finding.doc,
+    return finding(
+        "not-in-kernel", f"{kernel.release} does not contain {file}: {why}. There is nothing to patch.", file=file
     )
 
 
 def _header(file: str) -> Diagnosis:
-    return Diagnosis(
-        rule="header-change",
-        file=file,
-        message=f"{file} is a header: every object that includes it would have to be built, which is not offered yet.",
-        hint="Make the change in the .c files that need it, for example with a declaration of their own.",
-        doc=f"{_DOC}#header-change",
-    )
+    said = f"{file} is a header: every object that includes it would have to be built, which is not offered yet."
+    return finding("header-change", said, file=file)
 
 
 def _new_file(file: str) -> Diagnosis:
-    return Diagnosis(
-        rule="new-file",
-        file=file,
-        message=f"{file} is a new source file: objects that the kernel does not have yet are not offered yet.",
-        hint="Put the new functions into a file that the patch changes anyway.",
-        doc=f"{_DOC}#new-file",
-    )
+    said = f"{file} is a new source file: objects that the kernel does not have yet are not offered yet."
+    return finding("new-file", said, file=file)

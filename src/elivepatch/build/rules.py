@@ -37,6 +37,34 @@ _STATE = (
 )
 _REPORT = "This is not the patch's fault. Please report it with the log of the build."
 
+#: What is found out about the kernel itself, not from the output of a tool.
+KERNEL_RULES: dict[str, Rule] = {
+    "not-in-kernel": Rule(
+        "This kernel does not contain the file",
+        "This kernel does not need the patch, unless the file is built outside of the kernel's tree.",
+    ),
+    "header-change": Rule(
+        "A header has changed, and with it every object that includes it",
+        "Make the change in the .c files that need it, for example with a declaration of their own.",
+    ),
+    "new-file": Rule(
+        "The patch adds a source file",
+        "Put the new functions into a file that the patch changes anyway.",
+    ),
+    "several-modules": Rule(
+        "The file is compiled into several modules at once",
+        "Such a file cannot be patched yet; make the change in the callers, if they are in one module only.",
+    ),
+    "proof-failed": Rule(
+        "The original of a function is not the kernel's",
+        "The running kernel was built from other source, with another configuration or compiler.",
+    ),
+    "sealed-endbr": Rule(
+        "The patch takes the address of a function that the kernel has sealed against indirect calls",
+        "Call the function directly, or through a new function of the patch that calls it.",
+    ),
+}
+
 _REFUSALS: dict[str, Rule] = {
     "no-functional-change": Rule(
         "The file compiles to the same code as before",
@@ -230,7 +258,7 @@ _OURS: dict[str, Rule] = {
 }
 
 #: Rule id → what it means. The ids are stable: they go into reports and are anchors of docs/refusals.md.
-RULES: Mapping[str, Rule] = MappingProxyType({**_REFUSALS, **_NOTES, **_OURS})
+RULES: Mapping[str, Rule] = MappingProxyType({**KERNEL_RULES, **_REFUSALS, **_NOTES, **_OURS})
 
 
 def finding(

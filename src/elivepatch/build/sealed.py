@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.errors import CannotLivepatchError, Diagnosis
+from elivepatch.build.rules import finding
+from elivepatch.errors import CannotLivepatchError
 from elivepatch.kernel.elf import (
     R_X86_64_32,
     R_X86_64_32S,
@@ -32,7 +33,6 @@ from elivepatch.kernel.elf import (
 _KEPT = "sealed-functions"
 _KLP_SYMBOL = ".klp.sym."
 _SHN_LIVEPATCH = 0xFF20
-_HINT = "Call the function directly, or through a new function of the patch that calls it."
 
 
 def check_sealed(kernel: PreparedKernel, module: Path) -> None:
@@ -40,17 +40,15 @@ def check_sealed(kernel: PreparedKernel, module: Path) -> None:
     taken = dict(addresses_taken(module))
     names = taken.keys() & sealed_functions(kernel) if taken else set[str]()
     findings = [
-        Diagnosis(
-            rule="sealed-endbr",
+        finding(
+            "sealed-endbr",
+            f"{taken[name]} takes the address of {name}(), which the kernel has sealed against indirect calls.",
             function=name,
-            message=f"{taken[name]} takes the address of {name}(), which the kernel has sealed against indirect calls.",
-            hint=_HINT,
-            doc="docs/refusals.md#sealed-endbr",
         )
         for name in sorted(names)
     ]
     if findings:
-        raise CannotLivepatchError(findings[0].message, hint=_HINT, diagnosis=findings)
+        raise CannotLivepatchError(findings[0].message, hint=findings[0].hint, diagnosis=findings)
 
 
 def sealed_functions(kernel: PreparedKernel) -> frozenset[str]:
