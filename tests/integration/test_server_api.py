@@ -38,6 +38,12 @@ from elivepatch.server.jobs.directory import JobDirectory
 
 pytestmark = pytest.mark.integration
 
+BINARY = b"diff --git a/fs/x.c b/fs/x.c\nindex 1..2 100644\nGIT binary patch\nliteral 1\nIcmZPo000000\n\n"
+SYMLINK = (
+    b"diff --git a/fs/x.c b/fs/x.c\nnew file mode 120000\n--- /dev/null\n+++ b/fs/x.c\n"
+    b"@@ -0,0 +1 @@\n+/etc/shadow\n\\ No newline at end of file\n"
+)
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[ServerProcess]:
@@ -287,6 +293,9 @@ def test_addresses_and_methods(server: ServerProcess) -> None:
         (form("short", b""), 422, "invalid-patch"),
         (form("short", patch("x").replace(b"\n", b"\r\n")), 422, "invalid-patch"),
         (form("short", patch("x").replace(b"fs/proc", b"../../etc")), 422, "invalid-patch"),
+        (form("short", patch("x").replace(b"a/fs/proc", b"/etc").replace(b"b/fs/proc", b"/etc")), 422, "invalid-patch"),
+        (form("short", BINARY), 422, "invalid-patch"),
+        (form("short", SYMLINK), 422, "invalid-patch"),
         (form("--help", patch("x")), 422, "invalid-input"),
         (form("short", patch("x"), vmlinux=b"x"), 422, "not-offered"),
         (form("short", patch("x"), surprise=b"x"), 422, "invalid-input"),
