@@ -24,6 +24,7 @@ from elivepatch.build.sealed import check_sealed
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     BuildIdMismatchError,
+    CancelledError,
     ConfigurationMismatchError,
     Diagnosis,
     DiskFullError,
@@ -150,6 +151,19 @@ def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Rep
     return report
 
 
+def report_of(error: ElivepatchError) -> Report:
+    """The report of a build that ended before it could begin; it has no key."""
+    return Report(
+        status=_status(error),
+        key="",
+        exit_status=error.exit_status,
+        error=error.code,
+        message=error.message,
+        hint=error.hint,
+        diagnosis=error.as_diagnosis(),
+    )
+
+
 @dataclass
 class _State:
     """What is known so far: a report says it, however the build ends."""
@@ -165,6 +179,8 @@ class _State:
 
 
 def _status(error: ElivepatchError) -> BuildStatus:
+    if isinstance(error, CancelledError):
+        return BuildStatus.CANCELLED
     return BuildStatus.REFUSED if error.exit_status in {2, 3, 4, 5} else BuildStatus.FAILED
 
 

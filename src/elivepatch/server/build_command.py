@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -11,13 +14,12 @@ from pathlib import Path
 import click
 
 from elivepatch import pipeline
-from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InputTooLargeError, InvalidInputError
 from elivepatch.pipeline import InputFile, Job, read_inputs
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
+from elivepatch.protocol.models import BuildRequest, Report
 from elivepatch.server import settings as server_settings
-from elivepatch.workshop import Workshop
 
 _FILE = click.Path(path_type=Path)
 
@@ -52,38 +54,61 @@ def build(
     Progress goes to standard error. Exit status: 0 done, 2 wrong input, 3 refused, 4 does not fit the kernel, 5 boot
     test failed, 6 kernel or tool not available, 1 a bug of ours.
     """
-    if vmlinux is not None or symvers is not None:
-        raise InvalidInputError(
-            "Building from an image of your own (--vmlinux, --symvers) is not offered yet.",
-            hint="Name the release of a kernel that Debian publishes.",
+    signal.signal(signal.SIGTERM, _ended)
+    try:
+        if vmlinux is not None or symvers is not None:
+            raise InvalidInputError(
+                "Building from an image of your own (--vmlinux, --symvers) is not offered yet.",
+                hint="Name the release of a kernel that Debian publishes.",
+            )
+        if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+            raise InvalidInputError(
+                f"The module cannot be written to {output}.", hint="Give the path of a file in a directory that exists."
+            )
+        job = Job(
+            request=make_request(kernel, verify=not no_verify),
+            patches=read_inputs(patches, limits.PATCH_BYTES, "patch"),
+            base_patches=read_inputs(base_patches, limits.PATCH_BYTES, "base patch"),
+            config=_one(config, limits.CONFIG_BYTES, "configuration"),
+            check=_one(check, limits.CHECK_BYTES, "check script"),
         )
-    job = Job(
-        request=make_request(kernel, verify=not no_verify),
-        patches=read_inputs(patches, limits.PATCH_BYTES, "patch"),
-        base_patches=read_inputs(base_patches, limits.PATCH_BYTES, "base patch"),
-        config=_one(config, limits.CONFIG_BYTES, "configuration"),
-        check=_one(check, limits.CHECK_BYTES, "check script"),
-    )
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise InvalidInputError(
-            f"The module cannot be written to {output}: give the path of a file in a directory that exists."
-        )
-    settings = server_settings.load()
-    workshop = Workshop(settings.cache, settings.parallel, settings.kernels_limit_bytes)
-    progress = Progress(to_terminal(sys.stderr, verbose=debug))
-    with tempfile.TemporaryDirectory(prefix="elivepatch-build-") as scratch:
-        place = Path(scratch)
-        place.chmod(0o755)
-        report = pipeline.build(job, workshop, place, progress)
-        if report.status is BuildStatus.DONE and report.module is not None:
-            target = (output or Path(f"{report.module.name}.ko")).resolve()
-            shutil.copyfile(place / f"{report.module.name}.ko", target)
-            report = report.model_copy(update={"module": report.module.model_copy(update={"path": str(target)})})
+        report = _build(job, output, Progress(to_terminal(sys.stderr, verbose=debug)))
+    except ElivepatchError as error:
+        if not as_json:
+            raise
+        report = pipeline.report_of(error)  # whoever reads reports gets one, however early it ended
+        click.echo(f"elivepatch-server: {error.message}", err=True)
     if as_json:
         click.echo(report.dump_json())
     else:
         show(report)
     sys.exit(report.exit_status)
+
+
+def _ended(*_: object) -> None:
+    """SIGTERM: leave through the blocks that end programs and remove what is unfinished."""
+    raise CancelledError("The build was ended by a signal.")
+
+
+def _build(job: Job, output: Path | None, progress: Progress) -> Report:
+    settings = server_settings.load()
+    with tempfile.TemporaryDirectory(prefix="elivepatch-build-") as scratch:
+        place = Path(scratch)
+        place.chmod(0o755)
+        report = pipeline.build(job, settings.workshop, place, progress)
+        if report.module is None:
+            return report
+        made = place / f"{report.module.name}.ko"
+        target = (output or Path(made.name)).resolve()
+        aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            shutil.copyfile(made, aside)
+            aside.replace(target)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            wrong = DiskFullError if error.errno == errno.ENOSPC else InvalidInputError
+            raise wrong(f"The module cannot be written to {target}: {error.strerror}.") from error
+        return report.model_copy(update={"module": report.module.model_copy(update={"path": str(target)})})
 
 
 def make_request(kernel: str, *, verify: bool) -> BuildRequest:
