@@ -170,6 +170,7 @@ FORMS: list[tuple[str, str, str | None, str]] = [
     ("demo.o: changed section ___ksymtab_gpl+show not selected for inclusion", "export-changed", None, "___ksymtab"),
     ("demo.o: changed section .rela__param not selected for inclusion", "module-parameter", None, "__param"),
     ("demo.o: changed section .rela_ftrace_events not selected for inclusion", "tracepoint-changed", None, "_ftrace"),
+    ("demo.o: changed section __syscalls_metadata not selected for inclusion", "system-call", None, "none can be"),
     (
         "demo.o: changed section .relaruntime_ptr_USER_PTR_MAX not selected for inclusion",
         "runtime-constant",
@@ -353,6 +354,31 @@ def test_several_reasons_are_all_given_and_each_once() -> None:
 def test_a_count_alone_is_still_a_reason() -> None:
     output = "ERROR: demo.o: 2 function(s) can not be patched\ncreate-diff-object: unreconcilable difference\n"
     assert brief(diagnose_differ(output, 2, source=SOURCE)) == [("error", "no-fentry", None)]
+
+
+@pytest.mark.parametrize("name", ["__do_sys_demo", "__se_sys_demo.isra.0", "__x64_sys_demo", "__do_compat_sys_demo"])
+def test_the_body_of_a_system_call_gets_a_hint_of_its_own(name: str) -> None:
+    output = f"demo.o: function {name} has no fentry/mcount call, unable to patch\n"
+    (found,) = diagnose_differ(output, 2, source=SOURCE)
+    assert found.rule == "no-fentry"
+    assert "'demo' is a system call" in (found.hint or "")
+    assert "noinline" in (found.hint or "")
+
+
+def test_a_function_of_a_like_name_is_no_system_call() -> None:
+    output = "demo.o: function do_sys_demo has no fentry/mcount call, unable to patch\n"
+    (found,) = diagnose_differ(output, 2, source=SOURCE)
+    assert found.hint == RULES["no-fentry"].hint
+
+
+def test_a_new_system_call_is_the_first_reason_not_its_trace_events() -> None:
+    output = (
+        "demo.o: changed section _ftrace_events not selected for inclusion\n"
+        "demo.o: changed section .rela__syscalls_metadata not selected for inclusion\n"
+        "ERROR: demo.o: 2 unsupported section change(s)\n"
+    )
+    assert [found.rule for found in diagnose_differ(output, 2, source=SOURCE)] == ["system-call", "tracepoint-changed"]
+    assert "none can be added" in differ_error(output, 2, source=SOURCE).message
 
 
 def test_there_are_never_too_many_findings() -> None:

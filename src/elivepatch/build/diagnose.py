@@ -72,7 +72,8 @@ def diagnose_differ(output: str, returncode: int, *, source: str) -> tuple[Diagn
         said = _tail(output)
         message = f"create-diff-object ended with exit status {returncode} and said: {said or 'nothing'}"
         found = [other for other in found if other.rule != _UNKNOWN] + [finding(_UNKNOWN, message, file=source)]
-    found.sort(key=lambda each: each.severity != "error")
+    # a system call brings trace events of its own along: it is the reason, they are not
+    found.sort(key=lambda each: (each.severity != "error", each.rule != "system-call"))
     return tuple(found[:FINDINGS_LIMIT])
 
 

@@ -39,7 +39,7 @@ _SECTIONS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (
             r"\.(init|exit|meminit|cpuinit|devinit)\.|\.(con_|security_)?initcall|\.exitcall|\.init_array",
             "init-code",
-            "Code or data in {section} has changed: it is used only while the kernel boots or the module loads.",
+            "Code or data in {section} has changed: it is for the boot, or the load or removal of a module.",
         ),
         (
             r"_{2,3}k(sym|str|crc)tab|\.export_symbol",
@@ -54,7 +54,12 @@ _SECTIONS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             "Module information or a module parameter has changed ({section}).",
         ),
         (
-            r"__tracepoint|_ftrace_|__bpf_raw_tp|__trace|__syscalls_metadata",
+            r"__syscalls_metadata",
+            "system-call",
+            "A system call is new, or its name or parameters have changed ({section}): none can be added.",
+        ),
+        (
+            r"__tracepoint|_ftrace_|__bpf_raw_tp|__trace",
             "tracepoint-changed",
             "A tracepoint or trace event has changed ({section}).",
         ),

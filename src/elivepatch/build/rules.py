@@ -6,6 +6,7 @@ Each rule has its section in docs/refusals.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,13 @@ FINDINGS_LIMIT = 50
 #: Characters of a line of output that are looked at.
 LINE_LIMIT = 2000
 Severity = Literal["error", "warning", "note"]
+#: What SYSCALL_DEFINE and COMPAT_SYSCALL_DEFINE make of a system call (include/linux/syscalls.h, linux/compat.h and
+#: arch/*/include/asm/syscall_wrapper.h): its body is inline, and so untraced where the compiler does not inline it.
+_SYSTEM_CALL = re.compile(r"__(?:do|se|x64|ia32|arm64|s390x?|riscv)_(?:compat_)?sys_(?P<name>\w+)")
+_SYSTEM_CALL_HINT = (
+    "Move the body into a new function of its own, 'static noinline long', and let SYSCALL_DEFINE only call that: "
+    "'{name}' is a system call, whose body the macro makes inline, and inline functions are not traced."
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class Rule:
 
 
 _STATE = (
-    "Leave the data as it is and change the code that reads it; data that must change can be set from a livepatch "
-    "callback, and new fields can live in shadow variables."
+    "Leave the data as it is and change the code that reads it; new variables are possible, and new fields of existing "
+    "objects can live in shadow variables (klp_shadow_alloc)."
 )
 _REPORT = "This is not the patch's fault. Please report it with the log of the build."
 
@@ -59,6 +67,10 @@ KERNEL_RULES: dict[str, Rule] = {
         "The original of a function is not the kernel's",
         "The running kernel was built from other source, with another configuration or compiler.",
     ),
+    "init-reference": Rule(
+        "The patch uses code or data that exists only while the kernel boots or the module loads",
+        "Do without it, or bring along a copy of what is needed under a new name.",
+    ),
     "sealed-endbr": Rule(
         "The patch takes the address of a function that the kernel has sealed against indirect calls",
         "Call the function directly, or through a new function of the patch that calls it.",
@@ -77,7 +89,8 @@ _REFUSALS: dict[str, Rule] = {
     ),
     "init-code": Rule(
         "Code or data that exists only while the kernel boots or the module loads has changed",
-        "Leave this part out: it has already run and its memory is freed. If the fix is in there, it needs a reboot.",
+        "Leave this part out: start-up code has run already, and code for the end of a module cannot be replaced. If "
+        "the fix is in there, it needs a reboot, or a corrected module.",
     ),
     "shared-text-section": Rule(
         "A function in a section that it shares with others has changed",
@@ -145,6 +158,10 @@ _REFUSALS: dict[str, Rule] = {
     "tracepoint-changed": Rule(
         "The definition of a tracepoint or trace event has changed",
         "Leave the trace header as it is and trace new code with an existing event, or not at all.",
+    ),
+    "system-call": Rule(
+        "A system call is new, or its name or parameters have changed",
+        "Leave it out: the table of system calls is fixed while the kernel runs. Bodies of existing ones can change.",
     ),
     "btf-ids-changed": Rule(
         "A list of types or functions for BPF has changed",
@@ -272,6 +289,9 @@ def finding(
 ) -> Diagnosis:
     """A finding under a rule, with the rule's hint, severity (unless given) and place in the documentation."""
     meaning = RULES[rule]
+    hint = meaning.hint
+    if rule == "no-fentry" and function and (call := _SYSTEM_CALL.fullmatch(function)):
+        hint = _SYSTEM_CALL_HINT.format(name=call["name"])
     return Diagnosis(
         rule=rule,
         message=message,
@@ -279,6 +299,6 @@ def finding(
         file=file,
         line=line,
         function=function,
-        hint=meaning.hint,
+        hint=hint,
         doc=f"{DOC}#{rule}",
     )
