@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from elivepatch.errors import BuildIdMismatchError, ModuleRejectedError
+from elivepatch.errors import BuildIdMismatchError, Diagnosis, ModuleRejectedError
 from elivepatch.kernel.module_file import ModuleFile, read_module
 from elivepatch.kernel.running import RELEASE, RunningKernel
 from elivepatch.protocol.models import Report
 
 #: MODULE_NAME_LEN is 64 less a pointer (include/linux/module.h), with the NUL.
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,55}")
+
+#: Rules of the doctor (docs/patches.md) whose warning means that patched code would meet memory of the old layout.
+#: No boot test can rule that out: the guest has little of the memory that a host has in use.
+LAYOUT_RULES = frozenset({"struct-layout", "data-layout"})
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,27 @@ def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, *,
     verification = report.verification
     if verify and not (verification and verification.booted and verification.loaded and verification.reverted):
         raise _rejected("it has not passed a boot test", hint="With --no-verify it would be loaded all the same.")
+
+
+def layout_findings(report: Report) -> tuple[Diagnosis, ...]:
+    """The findings of a build that is done which forbid to load its module, unless a person says otherwise."""
+    return tuple(f for f in report.diagnosis if f.rule in LAYOUT_RULES and f.severity != "note")
+
+
+def check_layout(report: Report) -> None:
+    """Check that the patch leaves the layout of existing memory alone. Raises ModuleRejectedError."""
+    found = layout_findings(report)
+    if not found:
+        return
+    first = found[0]
+    place = ":".join(str(part) for part in (first.file, first.line) if part is not None)
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    raise _rejected(
+        f"the patch changes the layout of memory that the kernel has in use ({first.rule}{' in ' if place else ''}"
+        f"{place}{more}), and loading it can corrupt data",
+        hint="Change the patch so that the layout stays. If you have made sure that no such memory exists or that it "
+        "does no harm, --accept-warnings loads it all the same.",
+    )
 
 
 def _rejected(reason: str, *, hint: str | None = None) -> ModuleRejectedError:

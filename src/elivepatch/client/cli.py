@@ -28,18 +28,24 @@ _File = click.Path(path_type=Path)
 
 
 @contextlib.contextmanager
-def _ending_well(output: Output) -> Generator[None]:
-    """Errors of ours as message, hint and exit status; anything else is a bug and shows where."""
+def _ending_well(output: Output) -> Generator[list[str]]:
+    """Errors of ours as message, hint and exit status; anything else is a bug and shows where.
+
+    The list takes the warnings of the way there, which are part of the outcome however it ends.
+    """
+    warnings: list[str] = []
     try:
-        yield
+        yield warnings
     except ElivepatchError as error:
         output.error(error)
         failure = Failure(code=error.code, message=error.message, hint=error.hint)
-        output.data(Outcome(status="error", exit_status=error.exit_status, error=failure).dump())
+        outcome = Outcome(status="error", exit_status=error.exit_status, error=failure, warnings=tuple(warnings))
+        output.data(outcome.dump())
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         failure = Failure(code="interrupted", message="It was interrupted.")
-        output.data(Outcome(status="error", exit_status=_INTERRUPTED, error=failure).dump())
+        outcome = Outcome(status="error", exit_status=_INTERRUPTED, error=failure, warnings=tuple(warnings))
+        output.data(outcome.dump())
         output.line(
             "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
         )
@@ -118,6 +124,11 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
     help="Script for the boot test: must fail before the load, succeed after, fail after the revert.",
 )
 @click.option("--no-verify", is_flag=True, help="Do without the boot test, and load what was not tried.")
+@click.option(
+    "--accept-warnings",
+    is_flag=True,
+    help="Load although the patch changes the layout of memory that the kernel has in use: it can corrupt data.",
+)
 @click.option("--kpatch", is_flag=True, default=None, help="Load through the program kpatch.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition may take before it is undone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
@@ -130,7 +141,7 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
     if context.invoked_subcommand is not None:
         _refuse_stray_flags(context, flags)
         return
-    with _ending_well(output):
+    with _ending_well(output) as warnings:
         if flags["cve"] or flags["clear"]:
             raise NotOfferedError(
                 "The CVE mode (-e, -l) is not part of this version; nothing was done.",
@@ -139,8 +150,8 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         settings = _settings(host, output, flags["conf_file"], _shared_flags(flags) | _request_flags(flags))
         if not settings.patch:
             raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
-        wish = Wish(settings.patch, flags["base_patch"], flags["output"], flags["check"])
-        outcome = RequestRun(wish, settings, host, output).run()
+        wish = Wish(settings.patch, flags["base_patch"], flags["output"], flags["check"], flags["accept_warnings"])
+        outcome = RequestRun(wish, settings, host, output, warnings).run()
         output.data(outcome.dump())
         report = outcome.build.report if outcome.build else None
         if outcome.error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +20,9 @@ from elivepatch.progress import Event
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+
+#: How many findings of one rule are shown; ``--json`` has them all.
+FINDINGS_SHOWN = 10
 
 
 def printable(text: str) -> str:
@@ -41,6 +44,13 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(printable(text).replace("\n", " "))
+
+
+def finding_text(finding: Diagnosis) -> str:
+    """A finding about the input on one line: severity, rule, place, reason."""
+    place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
+    where = " ".join(part for part in (place, f"{finding.function}()" if finding.function else "") if part)
+    return f"{finding.severity} [{finding.rule}] {where + ': ' if where else ''}{finding.message}"
 
 
 class Output:
@@ -92,13 +102,22 @@ class Output:
 
     def diagnosis(self, finding: Diagnosis) -> None:
         """A finding about the input: rule, place, reason, what to do."""
-        place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
-        where = " ".join(part for part in (place, f"{finding.function}()" if finding.function else "") if part)
-        self.line(f"{finding.severity} [{finding.rule}] {where + ': ' if where else ''}{finding.message}")
+        self.line(finding_text(finding), style="yellow" if finding.severity == "warning" else "")
         if finding.hint:
             self.line(f"  hint: {finding.hint}")
         if finding.doc:
             self.line(f"  see: {finding.doc}")
+
+    def findings(self, findings: Iterable[Diagnosis]) -> None:
+        """All findings, those of one rule together; of a rule that has many only the first."""
+        by_rule: dict[str, list[Diagnosis]] = {}
+        for finding in findings:
+            by_rule.setdefault(finding.rule, []).append(finding)
+        for rule, found in by_rule.items():
+            for finding in found[:FINDINGS_SHOWN]:
+                self.diagnosis(finding)
+            if len(found) > FINDINGS_SHOWN:
+                self.line(f"… and {len(found) - FINDINGS_SHOWN} more [{rule}]")
 
     def error(self, error: ElivepatchError) -> None:
         """Why it did not go on, and what to do."""
@@ -109,9 +128,7 @@ class Output:
         self.line(f"elivepatch: {message}", style="red")
         if hint:
             self.line(f"  hint: {hint}")
-        for finding in diagnosis:
-            if finding.message != message:
-                self.diagnosis(finding)
+        self.findings(finding for finding in diagnosis if finding.message != message)
 
     def result(self, text: str) -> None:
         """The outcome in words, on stdout; not where JSON was asked for."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from elivepatch.client.acceptance import AcceptedModule, check_fits, check_module
+from elivepatch.client.acceptance import AcceptedModule, check_fits, check_layout, check_module, layout_findings
 from elivepatch.client.connection import Connection, is_protected
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import InputFile, Inputs, read_file, read_patches
 from elivepatch.client.journal import Entry, Input, Journal, Record, StepName, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep
 from elivepatch.client.outcome import Failure, ModuleOnHost, Outcome
-from elivepatch.client.output import Output
+from elivepatch.client.output import Output, finding_text
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory, write_whole
 from elivepatch.errors import (
@@ -28,7 +28,7 @@ from elivepatch.errors import (
 from elivepatch.kernel.host_configuration import find_configuration
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel, taint_flags
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, HostFacts
+from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, HostFacts, Report
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Wish:
     base_patches: tuple[Path, ...] = ()
     output: Path | None = None
     check: Path | None = None
+    accept_warnings: bool = False
 
 
 def host_facts(kernel: RunningKernel) -> HostFacts:
@@ -208,6 +209,7 @@ class RequestRun:
             raise ModuleRejectedError(
                 f"The server calls the build {build.id} done and reports no module.", hint="Look at the server's log."
             )
+        self._tell_findings(report)
         data = connection.module(build.id, report.module)
         module = check_module(data, report, kernel.release if running else None)
         if load:
@@ -237,10 +239,14 @@ class RequestRun:
             if load and self._is_present(module, on_host.sha256, state, kernel):
                 self._step("present", kernel, module=known, build=build.id, key=build.key)
                 return outcome.model_copy(update={"status": "present", "module": on_host})
+            if load and not self.wish.accept_warnings:
+                check_layout(report)
+            accepted = sorted({finding.rule for finding in layout_findings(report)}) if load else []
             verification = report.verification
             self._step(
                 "received",
                 kernel,
+                detail=f"accepted with --accept-warnings: {', '.join(accepted)}" if accepted else None,
                 build=build.id,
                 key=build.key,
                 module=known,
@@ -252,6 +258,13 @@ class RequestRun:
             write_whole(stored, data)
             outcome = outcome.model_copy(update={"module": on_host})
             return self._load(module, stored, kernel, outcome) if load else outcome
+
+    def _tell_findings(self, report: Report) -> None:
+        """What the build found and did not refuse: whoever loads the module must know it before."""
+        self.output.findings(report.diagnosis)
+        self.warnings.extend(
+            finding_text(finding) + (f" Hint: {finding.hint}" if finding.hint else "") for finding in report.diagnosis
+        )
 
     def _is_present(self, module: AcceptedModule, sha256: str, state: StateDirectory, kernel: RunningKernel) -> bool:
         """Whether the kernel holds this very module. Raises HostError where it holds another of that name."""
