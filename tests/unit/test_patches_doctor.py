@@ -226,6 +226,15 @@ def test_rules_of_c(edits: list[tuple[bytes, bytes]], expected: list[tuple[str, 
         assert finding.hint or finding.severity == "note"
 
 
+def test_code_for_the_start_has_run_and_code_for_the_end_has_not() -> None:
+    (start,) = change((b'"%s\\n", th', b'"%s!\\n", th')).findings
+    (end,) = change((b"\tlimit = 0;", b"\tlimit = 1;")).findings
+    assert "has run already" in start.message
+    assert "__exit" not in start.message
+    assert "has run already" not in end.message
+    assert "when its module is unloaded (__exit)" in end.message
+
+
 def test_a_finding_points_at_the_first_line_that_differs() -> None:
     (finding,) = change((b".open = thing_open", b".open = other_open")).findings
     assert finding.line == line_of(b"\t.open = thing_open")

@@ -288,6 +288,15 @@ def test_a_check_that_could_not_run_says_why(status: int, hint: str) -> None:
     assert hint in (found.diagnosis[0].hint or "")
 
 
+@pytest.mark.parametrize("status", [1, 2, 127])
+def test_a_check_with_lines_of_another_system_says_so(status: int) -> None:
+    expected = replace(PLAIN, check_crlf=True)
+    text = change(FIRST, "check after 0", f"check after {status}")
+    found = judge(expected, Ended(console=CONSOLE, control=control(text), nonce=NONCE))
+    assert rules(found) == ["check-after-failed"]
+    assert "CR LF" in (found.diagnosis[0].hint or "")
+
+
 def test_every_finding_has_its_place_in_the_documentation() -> None:
     found = verdict(change(FIRST, "check after 0", "check after 1"))
     assert found.diagnosis[0].doc == "docs/errors.md#check-after-failed"

@@ -19,8 +19,10 @@ from elivepatch.patches.apply import Applied
 from elivepatch.patches.csource import CSource, Item, ItemKind, code_of, read_source
 from elivepatch.patches.parser import DOC
 
-#: ``__init`` and ``__exit`` (include/linux/init.h): sections that are freed after the boot or never loaded.
+#: ``__init`` and ``__exit`` (include/linux/init.h): a section that is freed after the boot or the load, and one that is
+#: kept in a module until its end and never used in what is built in.
 _INIT = re.compile(rb"\b__(?:init|exit)\b")
+_EXIT = re.compile(rb"\b__(?:\w+_)?exit\b")
 #: Those that are ``__init`` or nothing, as the configuration has it.
 _MAYBE_INIT = re.compile(
     rb"\b(?:__(?:net|mem|cpu|dev|ref)_?(?:init|exit)|__init_or_module|__init_or_\w+|__ref|__head)\b"
@@ -140,7 +142,7 @@ def _file_findings(change: SourceChange) -> Iterator[Diagnosis]:
     if pure.suffix == ".S":
         yield _finding(
             "assembly",
-            f"{path} is assembly: neither differ can make a livepatch of it.",
+            f"{path} is assembly: only functions that the C compiler makes can be replaced in a running kernel.",
             path,
             hint="Leave it out if the rest of the change works without it; otherwise this needs a reboot.",
         )
@@ -260,15 +262,27 @@ def _function_findings(change: SourceChange, was: Item, now: Item) -> Iterator[D
     sure = all(_INIT.search(item.head) for item in (was, now))
     if sure or any(pattern.search(item.head) for pattern in (_INIT, _MAYBE_INIT) for item in (was, now)):
         doubt = not sure or was.conditional or now.conditional
+        runs = f"{now.name}() {'may run' if doubt else 'runs'} only"
+        if any(_EXIT.search(item.head) for item in (was, now)):
+            message = (
+                f"{runs} when its module is unloaded (__exit): a livepatch cannot carry the section it is in, and "
+                "where it is built into the kernel, it never runs."
+            )
+            hint = "Leave it out, and see to the end of the module in a function that runs before."
+        else:
+            message = (
+                f"{runs} while the kernel or its module starts (__init): then it has run already, and is not in memory "
+                "any more."
+            )
+            hint = "Change what runs later instead, or set the state right from a function that does."
         yield _finding(
             "init-code",
-            f"{now.name}() {'may run' if doubt else 'runs'} only while the kernel or its module starts or ends "
-            "(__init, __exit): it has run already, and is not in memory any more.",
+            message,
             path,
             line,
             function=now.name,
             severity="warning" if doubt else "error",
-            hint="Change what runs later instead, or set the state right from a function that does.",
+            hint=hint,
         )
     values = dict(was.static_data)
     for name, value in now.static_data:

@@ -104,6 +104,7 @@ def boot_test(
         objects=subject.objects,
         functions=subject.functions,
         checked=subject.check is not None,
+        check_crlf=b"\r\n" in (subject.check or b""),
         transition_limit=transition_limit,
     )
     progress.step(f"boot test on {kernel.release}")

@@ -41,7 +41,8 @@ class Expectation:
     """What the guest was asked to show.
 
     ``objects`` are the klp objects the livepatch must apply to; ``functions`` are entries as in sysfs,
-    ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``transition_limit`` is seconds.
+    ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``checked`` says that there is a check script, and ``check_crlf``
+    that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` is seconds.
     """
 
     release: str
@@ -49,6 +50,7 @@ class Expectation:
     objects: tuple[str, ...]
     functions: tuple[str, ...] = ()
     checked: bool = False
+    check_crlf: bool = False
     transition_limit: int = 30
 
 
@@ -253,9 +255,14 @@ def _checks(expected: Expectation, ended: Ended, marks: _Marks) -> Iterator[Diag
         if status is None or (status == 0) == success:
             continue
         hint = "A check must fail before the load, succeed after it, and fail again after the revert."
-        if status in {126, 127}:
-            hint = f"The guest has the programs of busybox only; one that the script needs is not there. {hint}"
-        if status == 137:
+        if expected.check_crlf:
+            hint = "The script's lines end in CR LF, which the shell does not take for an end of line: make it LF."
+        elif status in {126, 127}:
+            hint = (
+                "The guest has the programs of busybox only (sh, no bash, no python); one that the script needs is not "
+                f"there. {hint}"
+            )
+        elif status == 137:
             hint = f"It was ended after {boot_script.CHECK_TIMEOUT} s. {hint}"
         yield _failed(rule, f"{message} Its exit status is {status}.", _check_output(ended.control, moment), hint=hint)
 
