@@ -19,7 +19,7 @@ from elivepatch.client.host import Host
 from elivepatch.client.output import FINDINGS_SHOWN, Output
 from elivepatch.errors import Diagnosis
 from elivepatch.progress import Event, Sink
-from elivepatch.protocol.models import Build, Report
+from elivepatch.protocol.models import Build, BuildStatus, Report
 
 LAYOUT = Diagnosis(
     rule="struct-layout", severity="warning", file="fs/a.c", line=7, message="The layout changes.", hint="Do not."
@@ -168,3 +168,61 @@ def test_of_many_findings_of_one_rule_the_first_are_shown(capsys: pytest.Capture
     assert lines[:2] == ["note [macro-change] The macro A changes."] * 2
     assert lines[2:-1] == [f"error [r] m{number}" for number in range(FINDINGS_SHOWN)]
     assert lines[-1] == "… and 3 more [r]"
+
+
+# -- the last words of a build
+
+
+OFFERED = "No source offers the kernel 6.1.0-x. Offered are: 6.1.0-1, 6.1.0-2."
+
+
+def not_available() -> Report:
+    return Report(
+        status=BuildStatus.FAILED,
+        key=KEY,
+        exit_status=6,
+        error="kernel-unavailable",
+        message=OFFERED,
+        diagnosis=(Diagnosis(rule="kernel-unavailable", message=OFFERED),),
+    )
+
+
+def test_why_a_build_gave_no_module_is_said_once(rig: Rig) -> None:
+    rig.connection.report = not_available()
+    rig.connection.events = (
+        Event(kind="phase", message="preparing"),
+        Event(kind="done", message=OFFERED, phase="failed"),
+    )
+    result = rig.run()
+    assert result.exit_code == 6
+    assert "server: preparing" in result.stderr
+    assert result.stderr.count(OFFERED) == 1
+    assert f"elivepatch: {OFFERED}" in result.stderr
+
+
+def test_other_last_words_are_shown(rig: Rig) -> None:
+    rig.connection.events = (Event(kind="done", message="The build is done.", phase="done"),)
+    assert "server: The build is done." in rig.run().stderr
+    rig.connection.report = not_available()
+    assert "server: The build is done." in rig.run().stderr
+
+
+def test_a_refusal_with_many_findings_shows_the_first_of_each_rule(rig: Rig) -> None:
+    many = tuple(Diagnosis(rule="differs", message=f"f{number} differs.") for number in range(30))
+    rig.connection.report = not_available().model_copy(update={"diagnosis": (*many, NOTE)})
+    lines = rig.run().stderr.splitlines()
+    assert len([line for line in lines if "[differs]" in line]) == FINDINGS_SHOWN + 1
+    assert "… and 20 more [differs]" in lines
+    assert "note [macro-change] The macro A changes." in lines
+
+
+# -- before the build
+
+
+def test_the_running_configuration_is_offered_for_the_running_kernel_only(rig: Rig) -> None:
+    (rig.host.root / "boot" / f"config-{RELEASE}").unlink()
+    rig.connection.report = not_available()
+    assert "modprobe configs" in rig.run().stderr
+    shown = rig.run("-a", "6.1.0-x").stderr
+    assert "configuration: none found" in shown
+    assert "modprobe" not in shown

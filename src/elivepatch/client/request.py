@@ -27,6 +27,7 @@ from elivepatch.errors import (
 )
 from elivepatch.kernel.host_configuration import find_configuration
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel, taint_flags
+from elivepatch.progress import Event
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, HostFacts, Report
 
@@ -137,9 +138,9 @@ class RequestRun:
         if found:
             self.output.line(f"configuration: {found.origin}")
         else:
-            self.output.line(
-                "configuration: none found on this host, the server takes the published one (modprobe configs may help)"
-            )
+            # the module 'configs' gives /proc/config.gz, which is that of the running kernel
+            help_ = "modprobe configs may help" if running else "-k names another"
+            self.output.line(f"configuration: none found on this host, the server takes the published one ({help_})")
         check = self.wish.check
         return Inputs(
             patches=read_patches(self.wish.patches),
@@ -189,8 +190,22 @@ class RequestRun:
         self.output.line(f"asking {self.settings.url}")
         build_id = connection.submit(request, parts)
         self.output.line(f"build: {build_id}")
+        endings: list[Event] = []
+
+        def hear(event: Event) -> None:
+            if event.kind == "done":
+                endings.append(event)
+            else:
+                self.output.event(event)
+
         with self.output.working("waiting for the server"):
-            return connection.follow(build_id, self.output.event, self.output.line, timeout=self.settings.build_timeout)
+            build = connection.follow(build_id, hear, self.output.line, timeout=self.settings.build_timeout)
+            # why a build gave no module is said once, as the outcome: it can be long
+            said = build.report.message if build.report and build.status is not BuildStatus.DONE else None
+            for event in endings:
+                if event.message != said:
+                    self.output.event(event)
+        return build
 
     # -- after
 
