@@ -10,6 +10,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import pwd
+import re
 import shutil
 import tempfile
 import time
@@ -18,13 +21,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from elivepatch.errors import DownloadFailedError, InvalidSettingError, NotFoundError, ToolUnavailableError
+from elivepatch.errors import (
+    DownloadFailedError,
+    InvalidSettingError,
+    NotFoundError,
+    ToolUnavailableError,
+    UnavailableError,
+)
 from elivepatch.process import ProgramError, find_program, run
 from elivepatch.progress import Progress
 from elivepatch.toolchains.sandbox import Sandbox
 
 #: Raised when what a root holds changes, so that roots made before are made again.
 _FORMAT = 1
+#: Ids that a build user is given in examples: far above those that adduser hands out by itself.
+_SUBORDINATE = "10000000-10065535"
 _COMMON = (
     "bc",
     "binutils",
@@ -176,10 +187,7 @@ class Roots:
                     sink=progress.log,
                 )
             except ProgramError as error:
-                raise DownloadFailedError(
-                    f"The build root '{name}' could not be made:\n{error.message}",
-                    hint="Check that the suite's archive can be reached; a mirror can be set with ELIVEPATCH_MIRROR.",
-                ) from error
+                raise _not_made(name, error) from error
             path = work / "root"
             path.mkdir()
             run(["tar", "-x", "-C", path, "--exclude=./dev/*", "-f", archive], timeout=600)
@@ -212,6 +220,35 @@ class Roots:
             ]
             words.insert(0, '--setup-hook=mkdir -p "$1/elivepatch/kpatch"')
         return words
+
+
+#: How mmdebstrap ends where it is not root and cannot be root in a user namespace either.
+_NO_NAMESPACE = re.compile(
+    r"unable to pick chroot mode|cannot use --mode=unshare|unshare\(\) failed|newuidmap|newgidmap|/etc/sub[ug]id"
+)
+
+
+def _not_made(name: str, error: ProgramError) -> UnavailableError:
+    """What it means that mmdebstrap failed: no user namespace for it, or no packages."""
+    message = f"The build root '{name}' could not be made:\n{error.message}"
+    if _NO_NAMESPACE.search(error.message):
+        user = _user_name()
+        return ToolUnavailableError(
+            message,
+            hint=f"mmdebstrap needs a range of subordinate ids as the user '{user}'. Install uidmap, and as "
+            f"root: usermod --add-subuids {_SUBORDINATE} --add-subgids {_SUBORDINATE} {user} (any 65536 ids that "
+            "/etc/subuid gives to nobody else). User namespaces must be allowed (sysctl user.max_user_namespaces).",
+        )
+    return DownloadFailedError(
+        message, hint="Check that the suite's archive can be reached; a mirror can be set with ELIVEPATCH_MIRROR."
+    )
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _package_digest(root: Path) -> tuple[str, int, str | None]:
