@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from elivepatch.client.entry import INTERRUPTED
 from elivepatch.client.host import Host
 from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
@@ -22,7 +23,6 @@ from elivepatch.client.status import host_status, revert, status_lines
 from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedError
 from elivepatch.version import installed_version
 
-_INTERRUPTED = 130
 _FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json"}
 _File = click.Path(path_type=Path)
 
@@ -44,12 +44,12 @@ def _ending_well(output: Output) -> Generator[list[str]]:
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         failure = Failure(code="interrupted", message="It was interrupted.")
-        outcome = Outcome(status="error", exit_status=_INTERRUPTED, error=failure, warnings=tuple(warnings))
+        outcome = Outcome(status="error", exit_status=INTERRUPTED, error=failure, warnings=tuple(warnings))
         output.data(outcome.dump())
         output.line(
             "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
         )
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -234,4 +234,12 @@ def main() -> None:
     """Run the program; being told to end is treated like Ctrl-C, so that a load under way is undone."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    cli()
+    try:
+        status = cli.main(standalone_mode=False)  # click's own way to end is 'Aborted!' and exit status 1
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # outside of what `_ending_well` covers, so before anything was begun
+        click.echo("elivepatch: interrupted.", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(status)

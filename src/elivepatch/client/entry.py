@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The entry point of ``elivepatch``: it answers Ctrl-C from the first moment, also while the program is read in."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    # nothing has been begun, so nothing is to be undone; an exception here would come out of the middle of some import
+    os.write(2, b"elivepatch: interrupted.\n")
+    os._exit(INTERRUPTED)
+
+
+def main() -> None:
+    """Run the program."""
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has it ignored
+    if interruptible:
+        signal.signal(signal.SIGINT, _leave)
+    from elivepatch.client import cli
+
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The entry point of the client: Ctrl-C while the program is being read in, and how it ends otherwise."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from elivepatch.process import Completed, run
+
+#: Runs the program, and sends SIGINT to itself at the moment when `module` is looked for.
+SCRIPT = """
+import os, signal, sys
+if "{ignored}":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["elivepatch", *{arguments}]
+from elivepatch.client.entry import main
+{before}
+main()
+"""
+
+
+def program(*arguments: str, module: str = "", ignored: str = "", before: str = "") -> Completed:
+    text = SCRIPT.format(arguments=list(arguments), module=module, ignored=ignored, before=before)
+    return run([sys.executable, "-c", text], timeout=60, check=False)
+
+
+@pytest.mark.parametrize("module", ["click", "pydantic", "elivepatch.client.request"])
+def test_ctrl_c_while_the_program_is_read_in(module: str) -> None:
+    done = program("-v", module=module)
+    assert done.returncode == 130
+    assert done.stderr == "elivepatch: interrupted.\n"
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
+    done = program("-v", module="pydantic", ignored="yes")
+    assert done.returncode == 0
+    assert done.stdout == f"elivepatch {version('elivepatch')}\n"
+
+
+def test_ctrl_c_before_a_command_has_begun() -> None:
+    interrupt = "import elivepatch.client.cli as c\ndef raised(**_): raise KeyboardInterrupt\nc.Output = raised"
+    done = program("-p", "x", before=interrupt)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "elivepatch: interrupted."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["-h"], 0, ""),
+        (["--no-such-flag"], 2, "No such option"),
+        (["--no-load", "status"], 2, "has no meaning for 'status'"),
+        (["-e"], 2, "CVE mode"),
+    ],
+)
+def test_the_exit_status(arguments: list[str], status: int, words: str) -> None:
+    done = program(*arguments)
+    assert done.returncode == status
+    assert words in done.stderr
