@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -19,6 +21,7 @@ from elivepatch.build.engines.engine import DiffObject, Engine
 from elivepatch.build.engines.kpatch import KpatchEngine
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
+from elivepatch.build.references import check_references
 from elivepatch.build.rules import finding
 from elivepatch.build.sealed import check_sealed
 from elivepatch.build.store import remove_tree
@@ -198,6 +201,7 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
             "Kernels with local patches (--base-patch) are not offered yet.",
             hint="Leave the base patches out if the host runs the distribution's own kernel.",
         )
+    _check_cache(workshop.cache)
     progress.phase("preparing", f"preparing {release}")
     output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".work.", dir=output))
@@ -228,6 +232,22 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
         if log.exists():
             shutil.copyfile(log, output / "boot-test.log")
         remove_tree(work)
+
+
+def _check_cache(cache: Path) -> None:
+    """Raise UnavailableError for a cache that cannot be used, before anything is made there."""
+    hint = "Give a directory of your own with ELIVEPATCH_CACHE; it takes some 10 GB."
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+        for name in ("kernels/prepared", "roots"):
+            if (cache / name).is_dir() and not os.access(cache / name, os.W_OK | os.X_OK):
+                raise UnavailableError(f"The cache {cache} belongs to another user.", hint=hint)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UnavailableError(f"The cache {cache} cannot be used: {error.strerror}.", hint=hint) from error
 
 
 def _release(name: str) -> Release:
@@ -301,6 +321,7 @@ def _build(
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")
+    state.notes += [note for diff in diffs for note in diff.notes]
     _require_proven(kernel, compiled, proofs, diffs)
     changed = [ChangedFunction(object=c.object, function=c.function, kind=c.kind) for d in diffs for c in d.changes]
     state.changed += changed
@@ -309,6 +330,7 @@ def _build(
         name = f"elivepatch_{_module_id(kernel, engine, series.digest)}"
         module = engine.link(diffs, name, work)
         check_sealed(kernel, module)
+        state.notes += check_references(kernel, module, [diff.source.original for diff in diffs])
         data = module.read_bytes()
         _write(output / f"{name}.ko", data)
     state.module = ModuleReport(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))

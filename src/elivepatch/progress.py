@@ -89,6 +89,11 @@ class Progress:
                 self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
 
 
+def printable(text: str) -> str:
+    """The text without control characters, so that what programs say cannot play with a terminal; lines stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def to_terminal(stream: TextIO, *, verbose: bool = False) -> Sink:
     """A sink that writes plain lines: phases and steps, and with ``verbose`` the output of programs too."""
     began = time.monotonic()
@@ -97,7 +102,7 @@ def to_terminal(stream: TextIO, *, verbose: bool = False) -> Sink:
         if event.kind == "log" and not verbose:
             return
         fraction = f" {event.fraction:4.0%}" if event.fraction is not None else ""
-        print(f"[{time.monotonic() - began:6.1f} s] {event.message}{fraction}", file=stream, flush=True)
+        print(f"[{time.monotonic() - began:6.1f} s] {printable(event.message)}{fraction}", file=stream, flush=True)
 
     return sink
 

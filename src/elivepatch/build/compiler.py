@@ -8,6 +8,7 @@ compiled alike (for the differ). Nothing but the changed files is compiled; the 
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import shutil
 import tempfile
@@ -43,6 +44,10 @@ _RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
 _PLAIN_RUNTIME_CONST = b"#include <asm-generic/runtime-const.h>\n"
 
 
+#: How the compiler and the linker say that they got no more memory.
+_NO_MEMORY = re.compile(
+    r"^.*(?:out of memory|virtual memory exhausted|memory exhausted|Cannot allocate memory).*$", re.M
+)
 #: Age in seconds at which what is being put into the cache of originals is nobody's any more.
 _LEFT_SECONDS = 3600.0
 
@@ -230,6 +235,11 @@ class Compiler:
         for path, file in built.items():
             _check_object(path, file)
         findings = list(diagnose_compiler(done.stderr))
+        if len(built) != len(objects) and (short := _NO_MEMORY.search(done.stderr)):
+            raise SandboxViolationError(
+                f"Compiling the patched source takes more memory than the sandbox gives: {short[0]}",
+                hint="Leave out of the patch whatever makes its compilation grow without end.",
+            )
         if len(built) != len(objects):
             errors = [finding for finding in findings if finding.severity == "error"]
             lacking = [path for path in objects if path not in built]
@@ -247,7 +257,7 @@ class Compiler:
                 raise ToolCrashedError(f"The compiler failed: {ours[0].message}", diagnosis=ours)
             first = errors[0]
             raise DoesNotCompileError(
-                f"The patched source does not compile: {first.file}:{first.line}: {first.message}",
+                f"The patched source does not compile: {_place_of(first)}{first.message}",
                 hint="Build the patched kernel source with this configuration, and correct the patch.",
                 diagnosis=errors,
             )
@@ -289,6 +299,11 @@ class Compiler:
             remove_tree(work)
             if self._cached(path) is None:  # else another build was first, with the same bytes
                 raise
+
+
+def _place_of(finding: Diagnosis) -> str:
+    line = f":{finding.line}" if finding.line is not None else ""
+    return f"{finding.file}{line}: " if finding.file else ""
 
 
 def _check_object(path: str, file: Path) -> None:

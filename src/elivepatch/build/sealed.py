@@ -106,6 +106,14 @@ def addresses_taken(module: Path) -> Iterator[tuple[str, str]]:
                     yield kernel_name(symbol.name), target.name
 
 
+def klp_symbol(symbol: str) -> tuple[str, str]:
+    """Object and name of a livepatch's symbol; one without the mark belongs to vmlinux, or to whatever exports it."""
+    if not symbol.startswith(_KLP_SYMBOL):
+        return "vmlinux", symbol
+    owner, _, rest = symbol.removeprefix(_KLP_SYMBOL).partition(".")
+    return owner, rest.rpartition(",")[0]
+
+
 def kernel_name(symbol: str) -> str:
     """NAME of a livepatch symbol ``.klp.sym.OBJECT.NAME,SYMPOS`` (Documentation/livepatch/module-elf-format.rst)."""
     if not symbol.startswith(_KLP_SYMBOL):

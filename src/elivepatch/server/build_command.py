@@ -16,7 +16,7 @@ import click
 from elivepatch import pipeline
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InputTooLargeError, InvalidInputError
 from elivepatch.pipeline import InputFile, Job, read_inputs
-from elivepatch.progress import Progress, to_terminal
+from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest, Report
 from elivepatch.server import settings as server_settings
@@ -61,9 +61,11 @@ def build(
                 "Building from an image of your own (--vmlinux, --symvers) is not offered yet.",
                 hint="Name the release of a kernel that Debian publishes.",
             )
-        if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        target = (output or Path("x.ko")).absolute()
+        if target.is_dir() or (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
             raise InvalidInputError(
-                f"The module cannot be written to {output}.", hint="Give the path of a file in a directory that exists."
+                f"The module cannot be written to {output or target.parent}.",
+                hint="Give the path of a file in a directory that exists and that you may write to (-o FILE).",
             )
         job = Job(
             request=make_request(kernel, verify=not no_verify),
@@ -137,28 +139,32 @@ def _check_size(file: InputFile, limit_bytes: int, what: str) -> None:
 def show(report: Report) -> None:
     """The report in words, for a terminal."""
     if report.message:
-        click.echo(f"{report.status}: {report.message}", err=True)
+        _say(f"{report.status}: {report.message}", err=True)
     for finding in report.diagnosis:
         if finding.message not in (report.message or ""):
             place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
             function = f"in {finding.function}()" if finding.function else ""
             where = " ".join(part for part in (place, function) if part)
             said = f"{where}: {finding.message}" if where else finding.message
-            click.echo(f"  {finding.severity} [{finding.rule}] {said}", err=True)
+            _say(f"  {finding.severity} [{finding.rule}] {said}", err=True)
         elif finding.file:
             line = f":{finding.line}" if finding.line is not None else ""
-            click.echo(f"  at {finding.file}{line} [{finding.rule}]", err=True)
+            _say(f"  at {finding.file}{line} [{finding.rule}]", err=True)
         if finding.hint:
-            click.echo(f"    {finding.hint}", err=True)
+            _say(f"    {finding.hint}", err=True)
     if report.hint and not any(finding.hint == report.hint for finding in report.diagnosis):
-        click.echo(f"  {report.hint}", err=True)
+        _say(f"  {report.hint}", err=True)
     for change in report.changed:
-        click.echo(f"{change.kind:8} {change.object}: {change.function}")
+        _say(f"{change.kind:8} {change.object}: {change.function}")
     if report.proof is not None:
-        click.echo(f"proof    {report.proof.level}: {report.proof.compared} functions compared")
+        _say(f"proof    {report.proof.level}: {report.proof.compared} functions compared")
     if report.verification is not None:
         verification = report.verification
         if verification.reverted:
-            click.echo(f"tried    loaded in {verification.transition_ms} ms, reverted and unloaded in a VM")
+            _say(f"tried    loaded in {verification.transition_ms} ms, reverted and unloaded in a VM")
     if report.module is not None:
-        click.echo(f"module   {report.module.path or report.module.name} ({report.module.size} bytes)")
+        _say(f"module   {report.module.path or report.module.name} ({report.module.size} bytes)")
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    click.echo(printable(text), err=err)

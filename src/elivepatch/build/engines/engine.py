@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from elivepatch.build.compiler import CompiledObject
+from elivepatch.errors import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class DiffObject:
     source: CompiledObject
     path: Path
     changes: Sequence[FunctionChange]
+    notes: Sequence[Diagnosis] = ()
 
 
 class Engine(Protocol):

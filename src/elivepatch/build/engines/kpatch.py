@@ -18,7 +18,7 @@ from pathlib import Path
 
 from elivepatch.build.collect import collect
 from elivepatch.build.compiler import CompiledObject
-from elivepatch.build.diagnose import differ_error, link_error
+from elivepatch.build.diagnose import diagnose_differ, differ_error, link_error
 from elivepatch.build.engines.engine import DiffObject, FunctionChange
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
@@ -123,7 +123,7 @@ class KpatchEngine:
             FunctionChange(compiled.parent, function, "new" if kind == "new" else "changed")
             for kind, function in _CHANGE.findall(output)
         ]
-        return DiffObject(compiled, place / "diff.o", changes)
+        return DiffObject(compiled, place / "diff.o", changes, diagnose_differ(output, 0, source=compiled.source))
 
     # -- link
 

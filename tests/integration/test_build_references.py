@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a livepatch refers to and must not, and what the tools say of a build that goes through."""
+
+from __future__ import annotations
+
+import pytest
+
+from build_support import Builder
+from elivepatch.protocol.models import BuildStatus
+
+pytestmark = pytest.mark.integration
+
+LOADAVG = "fs/proc/loadavg.c"
+HEAD = "static int loadavg_proc_show(struct seq_file *m, void *v)\n{\n"
+FIRST = "\tget_avenrun(avnrun, FIXED_1/200, 0);\n"
+
+
+def test_initialisation_code_of_another_file_is_refused(builder: Builder) -> None:
+    patch = builder.change(
+        LOADAVG, (HEAD, f"void proc_tty_init(void);\n{HEAD}"), (FIRST, f"{FIRST}\tproc_tty_init();\n")
+    )
+    report = builder(patch).report
+    assert (report.status, report.exit_status, report.error) == (BuildStatus.REFUSED, 3, "cannot-livepatch")
+    assert {(each.rule, each.severity) for each in report.diagnosis} == {("init-reference", "error")}
+    assert "proc_tty_init" in (report.message or "")
+    assert report.module is None
+
+
+def test_initialisation_code_of_the_same_file_is_refused(builder: Builder) -> None:
+    call = "\tif (!avnrun[0] && m->count > 1 << 30)\n\t\tproc_loadavg_init();\n"
+    declared = f"static int __init proc_loadavg_init(void);\n{HEAD}"
+    report = builder(builder.change(LOADAVG, (HEAD, declared), (FIRST, f"{FIRST}{call}"))).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "init-reference")
+
+
+def test_initialisation_data_is_refused(builder: Builder) -> None:
+    declared = f"extern char boot_command_line[];\n{HEAD}"
+    used = f'{FIRST}\tseq_printf(m, "%c ", boot_command_line[0]);\n'
+    report = builder(builder.change(LOADAVG, (HEAD, declared), (FIRST, used))).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "init-reference")
+
+
+def test_a_new_static_key_is_refused_before_it_fails_to_load(builder: Builder) -> None:
+    declared = f"#include <linux/jump_label.h>\nstatic DEFINE_STATIC_KEY_FALSE(elivepatch_key);\n{HEAD}"
+    used = f'{FIRST}\tif (static_branch_unlikely(&elivepatch_key))\n\t\tseq_puts(m, "key ");\n'
+    report = builder(builder.change(LOADAVG, (HEAD, declared), (FIRST, used))).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "undefined-symbol")
+    assert "elivepatch_key" in (report.message or "")
+    assert "static" in (report.diagnosis[0].hint or "")
+
+
+def test_what_the_differ_notes_is_in_the_report(builder: Builder) -> None:
+    counted = f'{FIRST}\t{{ static unsigned long calls; seq_printf(m, "%lu ", ++calls); }}\n'
+    report = builder(builder.change(LOADAVG, (FIRST, counted))).report
+    assert report.status is BuildStatus.DONE
+    assert ("static-local-new", "warning") in {(each.rule, each.severity) for each in report.diagnosis}
+
+
+def test_a_compilation_that_takes_all_memory_is_the_sandboxs_limit(builder: Builder) -> None:
+    report = builder(builder.change(LOADAVG, (HEAD, f'#include "/dev/zero"\n{HEAD}'))).report
+    assert (report.exit_status, report.error) == (3, "sandbox-limit")
