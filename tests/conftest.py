@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -39,10 +40,18 @@ def progress(request: pytest.FixtureRequest) -> Progress:
     manager = request.config.pluginmanager.getplugin("capturemanager")
     assert isinstance(manager, CaptureManager)
 
+    began = time.time()
+
     def sink(event: Event) -> None:
         if event.kind != "log":
             with manager.global_and_fixture_disabled():
-                print(f"\n[{event.phase or 'workshop'}] {event.message}", end="", file=sys.stderr, flush=True)
+                since = event.time - began
+                print(
+                    f"\n[{event.phase or 'workshop'} {since:5.1f} s] {event.message}",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     return Progress(sink)
 
