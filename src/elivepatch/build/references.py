@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
-from elivepatch.build.sealed import klp_symbol
+from elivepatch.build.sealed import kept_names, klp_symbol
 from elivepatch.errors import CannotLivepatchError, Diagnosis
 from elivepatch.kernel.elf import (
     SHF_ALLOC,
@@ -28,6 +28,7 @@ from elivepatch.kernel.elf import (
 )
 
 _INIT = ".init."
+_KEPT = "init-symbols"
 
 
 def check_references(kernel: PreparedKernel, module: Path, originals: Iterable[Path]) -> list[Diagnosis]:
@@ -77,18 +78,27 @@ def _undefined(module: Path) -> Iterator[Symbol]:
 
 def _init_symbols(kernel: PreparedKernel, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
     """Those of the wanted symbols (object, name) of which everything of that name lies in sections that are freed."""
+    names = {name for owner, name in wanted if owner == "vmlinux"}
+    gone = {("vmlinux", name) for name in names & kept_names(kernel, _KEPT, _find_init)}
     found: dict[tuple[str, str], list[str]] = {}
-    raw = {name.encode() for owner, name in wanted if owner == "vmlinux"}
-    with ElfImage(kernel.vmlinux) as image:
-        for symbol in image.iter_symbols(raw.__contains__):
-            if symbol.section < len(image.sections):
-                found.setdefault(("vmlinux", symbol.name), []).append(image.sections[symbol.section].name)
     for owner in {owner for owner, _ in wanted} & kernel.modules.keys():
         tables = kernel.module_symbols(owner)
         for symbol in tables.symbols():
             if (owner, symbol.name) in wanted and symbol.section < len(tables.sections):
                 found.setdefault((owner, symbol.name), []).append(tables.sections[symbol.section])
-    return {key for key, sections in found.items() if all(section.startswith(_INIT) for section in sections)}
+    return gone | {key for key, sections in found.items() if all(section.startswith(_INIT) for section in sections)}
+
+
+def _find_init(vmlinux: Path) -> frozenset[str]:
+    """The names that only stand for symbols in sections of an image that are freed."""
+    freed: set[str] = set()
+    stays: set[str] = set()
+    with ElfImage(vmlinux) as image:
+        indices = {section.index for section in image.sections if section.name.startswith(_INIT)}
+        for symbol in image.iter_symbols():
+            if symbol.name and symbol.type != STT_SECTION:
+                (freed if symbol.section in indices else stays).add(symbol.name)
+    return frozenset(freed - stays)
 
 
 def _references(path: Path) -> Iterator[str]:

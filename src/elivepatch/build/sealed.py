@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from elivepatch.build.prepared import PreparedKernel
@@ -52,13 +52,18 @@ def check_sealed(kernel: PreparedKernel, module: Path) -> None:
 
 
 def sealed_functions(kernel: PreparedKernel) -> frozenset[str]:
-    """The names of all functions that a kernel seals; found once, and kept with the kernel."""
-    kept = kernel.path / _KEPT
+    """The names of all functions that a kernel seals."""
+    return kept_names(kernel, _KEPT, _find_sealed)
+
+
+def kept_names(kernel: PreparedKernel, kept_as: str, find: Callable[[Path], frozenset[str]]) -> frozenset[str]:
+    """Names that are found in a kernel's image once, and kept with the kernel in a file of that name."""
+    kept = kernel.path / kept_as
     try:
         return frozenset(kept.read_text().split())
     except FileNotFoundError:
-        names = _find_sealed(kernel.vmlinux)
-    handle, aside = tempfile.mkstemp(prefix=f".{_KEPT}.", dir=kernel.path)
+        names = find(kernel.vmlinux)
+    handle, aside = tempfile.mkstemp(prefix=f".{kept_as}.", dir=kernel.path)
     try:
         with os.fdopen(handle, "w") as stream:
             stream.write("\n".join(sorted(names)))

@@ -35,6 +35,12 @@ class Model(BaseModel):
         return self.model_dump_json(exclude_none=True, indent=2)
 
 
+class Answer(Model):
+    """Base of what a server says: a client takes no offence at fields that a newer server adds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class BuildStatus(StrEnum):
     """The states of the life of a build; the last four are final."""
 
@@ -77,7 +83,7 @@ class BuildRequest(Model):
     host: HostFacts | None = None
 
 
-class KernelReport(Model):
+class KernelReport(Answer):
     """The kernel that was built for."""
 
     release: str
@@ -87,14 +93,14 @@ class KernelReport(Model):
     compiler: str | None = None
 
 
-class EngineReport(Model):
+class EngineReport(Answer):
     """The differ that was used."""
 
     name: str
     version: str
 
 
-class ModuleReport(Model):
+class ModuleReport(Answer):
     """The module that came out. ``path`` is present only in the report of a one-shot build."""
 
     name: str
@@ -103,7 +109,7 @@ class ModuleReport(Model):
     path: str | None = None
 
 
-class ChangedFunction(Model):
+class ChangedFunction(Answer):
     """A function the livepatch replaces (changed) or brings along (new). ``object`` is vmlinux or a module's name."""
 
     object: str
@@ -111,7 +117,7 @@ class ChangedFunction(Model):
     kind: Literal["changed", "new"]
 
 
-class ProvenFunction(Model):
+class ProvenFunction(Answer):
     """One function compared with the kernel's own code; ``masked`` is how many bytes relocations cover."""
 
     object: str
@@ -121,7 +127,7 @@ class ProvenFunction(Model):
     identical: bool
 
 
-class Proof(Model):
+class Proof(Answer):
     """How sure it is that the original is what runs."""
 
     level: Literal["exact", "layout", "none"]
@@ -132,7 +138,7 @@ class Proof(Model):
     )
 
 
-class Verification(Model):
+class Verification(Answer):
     """What the boot test saw. ``log`` is the end of the guest's kernel log, or all of it."""
 
     booted: bool
@@ -147,7 +153,7 @@ class Verification(Model):
     log: str | None = None
 
 
-class Timings(Model):
+class Timings(Answer):
     """Wall seconds of the parts of a build."""
 
     prepare: float | None = None
@@ -160,14 +166,14 @@ class Timings(Model):
     total: float | None = None
 
 
-class CacheReport(Model):
+class CacheReport(Answer):
     """What did not have to be made: the prepared kernel, and how many of the original objects."""
 
     kernel: bool
     original_objects: int
 
 
-class Report(Model):
+class Report(Answer):
     """What a build ends with, whichever way it ends."""
 
     status: BuildStatus
@@ -187,7 +193,7 @@ class Report(Model):
     cache: CacheReport | None = None
 
 
-class Build(Model):
+class Build(Answer):
     """A build as the API shows it. Times are seconds since the epoch."""
 
     id: str
@@ -200,14 +206,14 @@ class Build(Model):
     report: Report | None = None
 
 
-class BuildPage(Model):
+class BuildPage(Answer):
     """A page of builds, newest first; ``next`` is the cursor of the following page."""
 
     builds: tuple[Build, ...]
     next: str | None = None
 
 
-class KernelEntry(Model):
+class KernelEntry(Answer):
     """A prepared kernel the server has at hand. ``size`` is bytes on disk, ``last_used`` seconds since the epoch."""
 
     release: str
@@ -217,7 +223,7 @@ class KernelEntry(Model):
     last_used: float
 
 
-class Health(Model):
+class Health(Answer):
     """Whether the server can build."""
 
     status: Literal["ok", "degraded"]
@@ -228,7 +234,7 @@ class Health(Model):
     problems: tuple[str, ...] = ()
 
 
-class Problem(Model):
+class Problem(Answer):
     """An error over HTTP (RFC 9457), media type application/problem+json; for ``code`` see docs/errors.md."""
 
     type: str
