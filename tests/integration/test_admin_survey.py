@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from elivepatch.build.compiler import Compiler
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.survey import Candidate, Survey, candidates, prove_all
 from elivepatch.errors import BusyError, ProofFailedError
@@ -69,9 +71,10 @@ def test_chosen_objects_are_identical(prove: Prove, kernel: PreparedKernel, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_optimisation_is_seen(prove: Prove, kernel: PreparedKernel) -> None:
+def test_another_optimisation_is_seen(prove: Prove, kernel: PreparedKernel, tmp_path: Path) -> None:
     flags = f"{kernel.environment['KBUILD_CFLAGS']} -O1"
     other = replace(kernel, environment={**kernel.environment, "KBUILD_CFLAGS": flags})
+    shutil.rmtree(Compiler(kernel, tmp_path, 1)._cache_entry("fs/proc/devices.o"), ignore_errors=True)
     found = prove(Candidate("fs/proc/devices.o", "vmlinux"), of=other)
     assert found.functions("different")
     with pytest.raises(ProofFailedError) as caught:

@@ -13,8 +13,8 @@ from elivepatch.process import Completed, run
 #: Runs the program, and sends SIGINT to itself at the moment when `module` is looked for.
 SCRIPT = """
 import os, signal, sys
-if "{ignored}":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# whatever the tests themselves were started with: in the background of a shell it is ignored
+signal.signal(signal.SIGINT, signal.SIG_IGN if "{ignored}" else signal.default_int_handler)
 class Interrupting:
     def find_spec(self, name, path, target=None):
         if name == "{module}":
