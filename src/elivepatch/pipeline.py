@@ -241,9 +241,9 @@ def _check_cache(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
             pass
-        for name in ("kernels/prepared", "roots"):
-            if (cache / name).is_dir() and not os.access(cache / name, os.W_OK | os.X_OK):
-                raise UnavailableError(f"The cache {cache} belongs to another user.", hint=hint)
+        kernels = cache / "kernels/prepared"  # build roots are only read, they can be another user's
+        if kernels.is_dir() and not os.access(kernels, os.W_OK | os.X_OK):
+            raise UnavailableError(f"The cache {cache} belongs to another user.", hint=hint)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
