@@ -97,7 +97,7 @@ def test_kills_while_it_prepares(builder: Builder, scratch_cache: Path, tmp_path
     module = builder(PATCH.read_bytes()).module
     killed = Killed(scratch_cache, builder.kernel.release, tmp_path / "killed")
     chance = random.Random(15)
-    killed_at_moments(killed, [chance.uniform(0.5, 25) for _ in range(15)], module)
+    killed_at_moments(killed, [chance.uniform(0.5, 9) for _ in range(15)], module)
     kernels = Workshop(scratch_cache).kernels
     assert len(kernels.store.entries()) == 1
     left = [path for path in scratch_cache.glob("kernels/*/.*") if path.is_dir()]
