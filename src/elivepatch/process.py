@@ -51,7 +51,7 @@ LineSink = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Completed:
-    """A program that has ended. ``seconds`` is wall time, ``returncode`` negative for a signal as in the stdlib."""
+    """A program that has ended. ``seconds`` is wall time, ``returncode`` 128 + n where signal n ended it."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -61,7 +61,7 @@ class Completed:
 
     @property
     def signalled(self) -> bool:
-        """Whether a signal ended it; seen through a sandbox's exit status (128 + signal) as well."""
+        """Whether a signal ended it; negative is what the standard library says of one that we ended."""
         return self.returncode < 0 or 128 < self.returncode < 160
 
 
@@ -101,8 +101,24 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env
 
 
+#: Stands over a program ($2...) and ends its whole process group when our process ($1) is gone. Were only the program
+#: told to die with us, what it has started by then would live on, and that need not come to an end by itself: bwrap
+#: waits for ever for a parent that was killed while it set up the sandbox. A signal cuts a wait short: begin it anew.
+_STAND_OVER = """
+trap 'kill -KILL 0' USR1
+trap : TERM
+[ "$PPID" = "$1" ] || exit 137
+shift
+"$@" <&0 &
+while :; do
+    wait $!
+    status=$?
+    kill -0 $! 2>/dev/null || exit $status
+done"""
+
+
 def _die_with_us(argv: Sequence[str]) -> list[str]:
-    return ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+    return ["setpriv", "--pdeathsig", "USR1", "--", "sh", "-c", _STAND_OVER, "elivepatch", str(os.getpid()), *argv]
 
 
 def _drain(stream: IO[bytes], kept: bytearray, sink: LineSink | None) -> None:
@@ -159,6 +175,8 @@ def run(
     failure (unless ``check`` is false) and for a timeout, ToolUnavailableError for a missing program.
     """
     words = [str(word) for word in argv]
+    if shutil.which(words[0], path=PATH) is None:
+        raise ToolUnavailableError(f"The program '{words[0]}' is not installed.", hint=f"Install '{words[0]}'.")
     started = time.monotonic()
     out, err = bytearray(), bytearray()
     with contextlib.ExitStack() as stack:
@@ -201,8 +219,6 @@ def run(
             raise
         end_group(child.pid)  # whatever it left running
         done = _completed(words, child, out, err, readers, started)
-    if done.returncode == 127 and "setpriv: failed to execute" in done.stderr:
-        raise ToolUnavailableError(f"The program '{words[0]}' is not installed.", hint=f"Install '{words[0]}'.")
     if check and done.returncode != 0:
         if NO_SPACE.search(done.stderr):
             raise DiskFullError(f"No space is left on the device: {command_line(shown or words)}")

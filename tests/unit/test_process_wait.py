@@ -2,11 +2,17 @@
 """Waiting for programs: with the kernel's word for their end, and where that cannot be had."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from elivepatch.errors import ElivepatchError
-from elivepatch.process import ProgramError, run
+from elivepatch.errors import ElivepatchError, ToolUnavailableError
+from elivepatch.process import ProgramError, run, started
 
 
 @pytest.fixture(params=["pidfd", "without"])
@@ -52,3 +58,55 @@ def test_no_descriptor_is_left_open() -> None:
     for _ in range(3):
         run(["true"])
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_the_signal_that_ended_a_program_is_told() -> None:
+    done = run(["sh", "-c", "kill -SEGV $$"], check=False)
+    assert (done.returncode, done.signalled) == (128 + signal.SIGSEGV, True)
+
+
+@pytest.mark.parametrize("name", ["elivepatch-no-such-program", "/nonexistent/program"])
+def test_a_program_that_is_not_installed(name: str) -> None:
+    with pytest.raises(ToolUnavailableError, match=name):
+        run([name])
+
+
+def test_a_program_beside_us_may_end_by_itself(tmp_path: Path) -> None:
+    script = "cd $0; trap 'sleep 0.2; touch ended; exit' TERM; touch ready; while :; do sleep 0.05; done"
+    with started(["sh", "-c", script, tmp_path], log=tmp_path / "log") as running:
+        _until((tmp_path / "ready").exists)
+        running.end(grace=5)
+        assert (tmp_path / "ended").exists()
+
+
+_KILLED = """
+import sys
+from elivepatch.process import run
+run(["sh", "-c", "sleep 1000 & echo $$ $! > $0.new; mv $0.new $0; exec sleep 1000", sys.argv[1]])
+"""
+
+
+def test_nothing_that_a_program_started_outlives_us(tmp_path: Path) -> None:
+    """Of a program that is a shell with a child of its own, neither is left when our process is killed."""
+    told = tmp_path / "pids"
+    child = subprocess.Popen([sys.executable, "-c", _KILLED, told])
+    _until(told.exists)
+    pids = [int(word) for word in told.read_text().split()]
+    assert all(_runs(pid) for pid in pids)
+    child.kill()
+    child.wait()
+    _until(lambda: not any(_runs(pid) for pid in pids))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -9,6 +9,7 @@ all flavours and configurations of a version.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -34,7 +35,7 @@ from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import Limits, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when what an entry holds changes: entries made before are then made again.
-_FORMAT = 3
+_FORMAT = 4
 _RECORDED = (
     *("release", "origin", "build_id", "config_sha256", "compiler"),
     *("variables", "environment", "sizes", "modules"),
@@ -103,11 +104,6 @@ class PreparedKernel:
         return self.path / "image/vmlinux"
 
     @property
-    def vmlinux_symtab(self) -> Path:
-        """Its symbol table in the form of readelf."""
-        return self.path / "image/vmlinux.symtab"
-
-    @property
     def vmlinuz(self) -> Path:
         """The image that boots."""
         return self.path / "image/vmlinuz"
@@ -138,6 +134,10 @@ class PreparedKernel:
     def module_path(self, name: str) -> Path:
         """The shipped file of a module, by its name with underscores."""
         return self.modules_directory / self.modules[name]
+
+    def vmlinux_readelf(self) -> str:
+        """The symbol table of the image in the form of readelf."""
+        return gzip.decompress((self.path / "image/vmlinux.symtab.gz").read_bytes()).decode()
 
     def module_symbols(self, name: str) -> unpack.ModuleSymbols:
         """The full symbol table of a module."""

@@ -7,6 +7,7 @@ linux-kbuild, linux-source, and the -dbg package).
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -148,7 +149,8 @@ def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str
         run(["cp", "--sparse=always", strip / "vmlinux", target / "vmlinux"])
     with (target / "vmlinux").open("rb") as stream:
         tables = raw_tables(memoryview(stream.read()))
-    (target / "vmlinux.symtab").write_text(readelf_symbols(tables.symtab, tables.strtab))
+    listing = readelf_symbols(tables.symtab, tables.strtab).encode()
+    (target / "vmlinux.symtab.gz").write_bytes(gzip.compress(listing, 6, mtime=0))
     return name
 
 
@@ -256,7 +258,7 @@ def write_symbols(path: Path, tables: RawTables) -> None:
     """Write a symbol table, compressed."""
     names = "\n".join(tables.sections).encode()
     head = struct.pack("<III", len(names), len(tables.symtab), len(tables.strtab))
-    path.write_bytes(zlib.compress(head + names + tables.symtab + tables.strtab, 1))
+    path.write_bytes(zlib.compress(head + names + tables.symtab + tables.strtab, 6))
 
 
 def read_symbols(path: Path) -> ModuleSymbols:

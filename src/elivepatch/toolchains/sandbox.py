@@ -7,6 +7,8 @@ comes as an argv prefix, so what runs inside does not know which sandbox it is i
 Run by root, the program becomes a user of its own (the limit on processes is not applied to root); run by anybody else
 it stays that user, in a user namespace. Layers are put over each other with overlayfs in a mount namespace of the
 sandbox: nothing is mounted outside.
+
+bwrap gets no session of its own: `process` has made one without a terminal, and ends it as a whole by its group.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ class Sandbox:
             words += ["unshare", "--mount", *([] if as_root else ["--user", "--map-root-user"]), "--"]
             words += ["sh", "-c", _MOUNT, "mount", self.tree.options(), str(self.tree.mountpoint)]
         words += [str(find_program("bwrap", hint="Install bubblewrap.")), "--unshare-ipc", "--unshare-pid"]
-        words += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent", "--new-session"]
+        words += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent"]
         words += ["--hostname", "elivepatch", "--ro-bind", str(self.root), "/"]
         words += [
             "--proc",
@@ -210,7 +212,7 @@ def tool_prefix(root: Path, directory: Path) -> list[str]:
     Nothing else of this machine is there; no network, no capabilities, the process ends with its parent.
     """
     words = [str(find_program("bwrap", hint="Install bubblewrap.")), "--unshare-ipc", "--unshare-pid", "--unshare-net"]
-    words += ["--unshare-uts", "--die-with-parent", "--new-session", "--ro-bind", str(root / "usr"), "/usr"]
+    words += ["--unshare-uts", "--die-with-parent", "--ro-bind", str(root / "usr"), "/usr"]
     for name in ("bin", "lib", "lib64", "sbin"):
         words += ["--symlink", f"usr/{name}", f"/{name}"]
     words += ["--proc", "/proc", "--dev", "/dev", "--size", str(64 * 1024**2), "--tmpfs", "/tmp"]  # noqa: S108

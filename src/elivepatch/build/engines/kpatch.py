@@ -72,8 +72,8 @@ class KpatchEngine:
         """See `Engine.diff`; every object is looked at, so that a refusal names all that is wrong."""
         work.mkdir()
         give_to_sandbox(work)
-        for parent in {compiled.parent for compiled in objects} - {"vmlinux"}:
-            (work / f"{parent}.symtab").write_text(self._kernel.module_symbols(parent).readelf())
+        for parent in {compiled.parent for compiled in objects}:
+            (work / f"{parent}.symtab").write_text(self._symbols(parent))
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(self._diff_one, objects, repeat(work), range(len(objects))))
         refusals = [result for result in results if isinstance(result, ElivepatchError)]
@@ -93,6 +93,10 @@ class KpatchEngine:
             )
         return diffs
 
+    def _symbols(self, parent: str) -> str:
+        kernel = self._kernel
+        return kernel.vmlinux_readelf() if parent == "vmlinux" else kernel.module_symbols(parent).readelf()
+
     def _diff_one(self, compiled: CompiledObject, work: Path, number: int) -> DiffObject | ElivepatchError:
         place = work / str(number)
         name = Path(compiled.path).name
@@ -101,15 +105,13 @@ class KpatchEngine:
             if path is not None:
                 shutil.copyfile(path, place / side / name)
         give_to_sandbox(place / "out")
-        symtab = f"{TREE}/image/vmlinux.symtab"
-        if compiled.parent != "vmlinux":
-            symtab = f"{JOB}/{compiled.parent}.symtab"
         sandbox = Sandbox(self._tools.path, job=work, read_only={TREE: self._kernel.path})
         inside = JOB / str(number)
         done = sandbox.run(
             [
                 f"{_TOOLS}/create-diff-object",
-                *(f"{inside}/original/{name}", f"{inside}/patched/{name}", compiled.parent, symtab),
+                *(f"{inside}/original/{name}", f"{inside}/patched/{name}", compiled.parent),
+                f"{JOB}/{compiled.parent}.symtab",
                 *(f"{TREE}/products/Module.symvers", "livepatch_elivepatch", f"{inside}/out/{name}"),
             ],
             cwd=inside,
