@@ -253,6 +253,14 @@ class DownloadFailedError(UnavailableError):
     default_hint = "Try again: what was already downloaded is kept. If it fails again, check the apt configuration."
 
 
+class SourceRejectedError(UnavailableError):
+    """What was downloaded is not what its signed list, its signature or its manifest says."""
+
+    code = "source-rejected"
+    http_status = 502
+    default_hint = "Nothing of it was used. Try another mirror; if it stays so, tell whoever runs this one."
+
+
 class ToolUnavailableError(UnavailableError):
     """A program that is needed is not installed."""
 
