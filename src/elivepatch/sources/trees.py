@@ -18,10 +18,10 @@ from elivepatch.progress import Progress
 class SourceTree:
     """A tree that can be had.
 
-    ``origin`` says where it comes from, for people and reports (``kernel.org:6.12.60``). ``identity`` is a digest of all
-    that decides its contents: the same identity is the same tree, file by file. ``fetch`` downloads and verifies what is
-    missing (the only part that uses the network); ``compose`` lays the tree out in an empty directory. Both raise errors
-    of the tree: DownloadFailedError, KernelUnavailableError, SourceRejectedError, DiskFullError.
+    ``origin`` says where it comes from, for people and reports (``kernel.org:6.12.60``). ``identity`` is a digest of
+    all that decides its contents: the same identity is the same tree, file by file. ``fetch`` downloads and verifies
+    what is missing (the only part that uses the network); ``compose`` lays the tree out in an empty directory. Both
+    raise errors of the tree: DownloadFailedError, KernelUnavailableError, SourceRejectedError, DiskFullError.
     """
 
     origin: str
