@@ -18,7 +18,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -158,7 +158,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 600.0,
-    stdin: bytes | None = None,
+    stdin: bytes | Iterable[bytes] | None = None,
     stdout: Path | None = None,
     check: bool = True,
     sink: LineSink | None = None,
@@ -168,7 +168,8 @@ def run(
 ) -> Completed:
     """Run a program to its end.
 
-    ``timeout`` is wall seconds. ``stdout`` writes standard output to a file instead of keeping it. ``sink`` gets each
+    ``timeout`` is wall seconds. ``stdin`` may come in pieces; it is not asked for more once the program has ended.
+    ``stdout`` writes standard output to a file instead of keeping it. ``sink`` gets each
     line of both streams as it comes. ``guard`` is called five times a second and ends the program by raising.
     ``memory_bytes`` bounds what the program and all that it starts hold in memory together (looked at as often).
     ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix. Raises ProgramError for a
@@ -226,9 +227,10 @@ def run(
     return done
 
 
-def _feed(stream: IO[bytes], data: bytes) -> None:
+def _feed(stream: IO[bytes], data: bytes | Iterable[bytes]) -> None:
     with contextlib.suppress(BrokenPipeError), stream:
-        stream.write(data)
+        for piece in [data] if isinstance(data, bytes) else data:
+            stream.write(piece)
 
 
 def _await(

@@ -27,6 +27,7 @@ from elivepatch.kernel.elf import STT_FILE, Symbol, readelf_symbols, unpack_symb
 from elivepatch.kernel.units import compile_units
 from elivepatch.process import run
 from elivepatch.progress import Progress
+from elivepatch.sources.linux_source import unpack_package
 from elivepatch.sources.provider import KernelFiles
 from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import JOB, Sandbox, give_to_sandbox, sandbox_owner
@@ -34,21 +35,7 @@ from elivepatch.toolchains.sandbox import JOB, Sandbox, give_to_sandbox, sandbox
 
 def source(package: Path, work: Path, progress: Progress) -> None:
     """Unpack the source that a linux-source package holds into a directory, as the sandbox's owner."""
-    progress.step(f"unpacking {package.name}")
-    # named after the work directory, so that what a kill leaves of it is cleaned with that
-    with TemporaryDirectory(prefix=f"{work.name}.deb.", dir=work.parent) as scratch:
-        run(["dpkg-deb", "--extract", package, scratch], timeout=600)
-        archives = sorted(Path(scratch).glob("usr/src/linux-source-*.tar.xz"))
-        if len(archives) != 1:
-            raise KernelUnavailableError(f"{package.name} holds no linux-source archive.")
-        user, group = sandbox_owner()
-        run(
-            [
-                *("tar", "-x", "-C", work, "--strip-components=1", "--use-compress-program=xz -T2 -d"),
-                *(f"--owner={user}", f"--group={group}", "--no-same-owner", "-f", archives[0]),
-            ],
-            timeout=900,
-        )
+    unpack_package(package, work, progress)
     own(work)
 
 

@@ -139,6 +139,43 @@ class DebianSource:
                 progress.step(f"downloading {package.file}, {size} ({number} of {len(packages)})")
                 self._download(package, files.path(package))
 
+    # -- the source alone
+
+    def linux_source(
+        self, series: str, progress: Progress, *, version: str | None = None
+    ) -> tuple[str, Package] | None:
+        """The package ``linux-source-SERIES`` with its version: the newest that is offered, or exactly that version.
+
+        Package lists are fetched when they are missing, or too old to know it. None where it is not offered.
+        """
+        name = f"linux-source-{series}"
+        self._ensure_lists(progress, refresh=False)
+        versions = self._versions([name])[name]
+        if (version not in versions if version else not versions) and self._lists_age() > _LISTS_AGE:
+            self._ensure_lists(progress, refresh=True)
+            versions = self._versions([name])[name]
+        wanted = version or next(iter(versions), None)
+        if wanted is None or wanted not in versions:
+            return None
+        return wanted, self._describe([name], wanted)[name]
+
+    def linux_source_versions(self, series: str) -> list[str]:
+        """The versions of ``linux-source-SERIES`` that the lists at hand name, the newest first."""
+        name = f"linux-source-{series}"
+        return self._versions([name])[name]
+
+    def package_path(self, package: Package) -> Path:
+        """Where a package lies once it is downloaded."""
+        return self._packages / package.file
+
+    def download_package(self, package: Package, progress: Progress) -> Path:
+        """Have one package on disk, verified; gives its path."""
+        path = self.package_path(package)
+        if not path.exists():
+            progress.step(f"downloading {package.file}, {package.size / 1024**2:.0f} MB")
+            self._download(package, path)
+        return path
+
     # -- apt
 
     def _apt(self, program: str, *words: str) -> list[str]:
