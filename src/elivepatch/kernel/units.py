@@ -11,7 +11,7 @@ import mmap
 import struct
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
+from elivepatch.kernel.sections import SHF_COMPRESSED, read_sections
 
 _AT_NAME = 0x03
 #: Sizes of the forms that can stand before the name, where they are fixed (DWARF 5, section 7.5.6); 64-bit addresses.
@@ -25,12 +25,11 @@ def compile_units(path: Path) -> list[str]:
     Names are as the compiler was given them: relative to the tree for a kernel that is built in it.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as image:
-        elf = ELFFile(stream)
         spans: dict[str, tuple[int, int]] = {}
-        for section in elf.iter_sections():
-            spans[str(section.name)] = (int(section["sh_offset"]), int(section["sh_size"]))
-            if section.name == ".debug_info" and int(section["sh_flags"]) & 0x800:
-                return []  # SHF_COMPRESSED: the caller falls back on FILE symbols
+        for section in read_sections(image, str(path)).sections:
+            spans.setdefault(section.name, (section.offset, section.file_size))
+            if section.name == ".debug_info" and section.flags & SHF_COMPRESSED:
+                return []  # the caller falls back on FILE symbols
         if ".debug_info" not in spans or ".debug_abbrev" not in spans:
             return []
         return _Reader(image, spans).names()
