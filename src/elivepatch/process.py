@@ -104,12 +104,13 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 #: Stands over a program ($2...) and ends its whole process group when our process ($1) is gone. Were only the program
 #: told to die with us, what it has started by then would live on, and that need not come to an end by itself: bwrap
 #: waits for ever for a parent that was killed while it set up the sandbox. A signal cuts a wait short: begin it anew.
+#: Input goes by way of 3: 0 of what a shell runs in the background is /dev/null.
 _STAND_OVER = """
 trap 'kill -KILL 0' USR1
 trap : TERM
 [ "$PPID" = "$1" ] || exit 137
 shift
-"$@" <&0 &
+{ "$@" <&3 3<&- & } 3<&0
 while :; do
     wait $!
     status=$?
@@ -168,12 +169,12 @@ def run(
 ) -> Completed:
     """Run a program to its end.
 
-    ``timeout`` is wall seconds. ``stdin`` may come in pieces; it is not asked for more once the program has ended.
-    ``stdout`` writes standard output to a file instead of keeping it. ``sink`` gets each
-    line of both streams as it comes. ``guard`` is called five times a second and ends the program by raising.
-    ``memory_bytes`` bounds what the program and all that it starts hold in memory together (looked at as often).
-    ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix. Raises ProgramError for a
-    failure (unless ``check`` is false) and for a timeout, ToolUnavailableError for a missing program.
+    ``timeout`` is wall seconds. ``stdin`` may come in pieces. ``stdout`` writes standard output to a file instead of
+    keeping it. ``sink`` gets each line of both streams as it comes. ``guard`` is called five times a second and ends
+    the program by raising. ``memory_bytes`` bounds what the program and all that it starts hold in memory together
+    (looked at as often). ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix.
+    Raises ProgramError for a failure (unless ``check`` is false) and for a timeout, ToolUnavailableError where the
+    program is missing.
     """
     words = [str(word) for word in argv]
     if shutil.which(words[0], path=PATH) is None:

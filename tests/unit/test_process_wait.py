@@ -33,6 +33,13 @@ def test_the_exit_status_and_the_output_are_there() -> None:
 
 
 @pytest.mark.usefixtures("way")
+def test_input_arrives_whole_or_in_pieces_and_is_empty_where_none_is_given() -> None:
+    assert run(["cat"], stdin=b"one\n").stdout == "one\n"
+    assert len(run(["cat"], stdin=(b"x" * 100_000 for _ in range(20))).stdout) == 2_000_000
+    assert run(["true"], stdin=(b"x" * 100_000 for _ in range(20))).returncode == 0
+    assert run(["cat"]).stdout == ""
+
+
 def test_a_program_that_takes_too_long_is_ended() -> None:
     with pytest.raises(ProgramError, match="time limit") as caught:
         run(["sleep", "100"], timeout=0.3)
