@@ -9,6 +9,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Mapping
@@ -316,7 +317,7 @@ class Repository:
 
     def add(self, package: str, text: str, *, manifest: str | None = None) -> Path:
         """Write an ebuild, and the Manifest of its package; gives the directory."""
-        name = package.partition("-6")[0]
+        name = re.split(r"-\d", package)[0]
         directory = self.root / "sys-kernel" / name
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"{package}.ebuild").write_text(text)

@@ -178,7 +178,7 @@ class Ebuild:
         rest = self._text[end : self._line_end(end)].strip()
         if rest and not rest.startswith(("#", ";")):
             raise self.error(line, f"the statement is not understood: {name}=… {rest[:60]}")
-        return self._line_end(end)
+        return self._line_end(end) if rest.startswith("#") else end
 
     def _evaluated(self, name: str, word: str, line: int, *, append: bool) -> _Value:
         try:

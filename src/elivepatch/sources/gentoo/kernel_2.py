@@ -230,7 +230,7 @@ def plan(files: PackageFiles, host: Host) -> UnipatchRecipe:
         drops=tuple(dict.fromkeys(drops)),
         strict_order=bool(ebuild.value("UNIPATCH_STRICTORDER")),
         # a first release has no patch of its own: it is the tarball
-        guard=version.okv if wanted and version.numbers[2:] != (0,) else None,
+        guard=version.okv if wanted and version.numbers[2:] not in {(), (0,)} else None,
         extraversion=None if ebuild.value("K_NOSETEXTRAVERSION") else version.extraversion,
         removals=_removals(ebuild),
     )
@@ -309,7 +309,7 @@ def _listed_items(files: PackageFiles) -> list[_Item]:
     for word in ebuild.value("UNIPATCH_LIST").split():
         match = re.fullmatch(r"\$\{(DISTDIR|FILESDIR)\}/+([A-Za-z0-9][A-Za-z0-9._+/-]*)", word, re.ASCII)
         line = ebuild.line("UNIPATCH_LIST")
-        if match is None:
+        if match is None or ".." in Path(match[2]).parts:
             raise ebuild.error(line, f"UNIPATCH_LIST has {word[:100]!r}, which is neither in DISTDIR nor in FILESDIR")
         kind: Literal["DISTDIR", "FILESDIR"] = "DISTDIR" if match[1] == "DISTDIR" else "FILESDIR"
         name = match[2]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from elivepatch.errors import SourceRejectedError
-from elivepatch.process import Completed, find_program, run
+from elivepatch.errors import DiskFullError, SourceRejectedError
+from elivepatch.process import NO_SPACE, Completed, find_program, run
 from elivepatch.progress import Progress
 from elivepatch.sources.gentoo.distfiles import Distfile
 from elivepatch.sources.gentoo.package import KernelPackage
@@ -112,7 +112,7 @@ def decompress(archive: Path, target: Path) -> None:
 def run_patch(tree: Path, file: Path, options: Sequence[str]) -> Completed:
     """Run GNU patch in a tree, and give what came of it: it decides, so its exit status is for the caller."""
     find_program("patch")
-    return run(
+    done = run(
         ["patch", *options, "-i", file],
         cwd=tree,
         env={"LC_ALL": "C"},
@@ -120,6 +120,9 @@ def run_patch(tree: Path, file: Path, options: Sequence[str]) -> Completed:
         memory_bytes=_MEMORY_BYTES,
         check=False,
     )
+    if done.returncode != 0 and NO_SPACE.search(done.stderr):
+        raise DiskFullError(f"No space is left to apply {file.name} in {tree}.")
+    return done
 
 
 def does_not_apply(name: str, done: Completed, where: str) -> SourceRejectedError:

@@ -36,7 +36,7 @@ def _skip(text: str, at: int, *, in_quotes: bool) -> int:
     if char == "\\":
         return at + 2
     if char == "$":
-        return _skip_dollar(text, at)
+        return _skip_dollar(text, at, in_quotes=in_quotes)
     if char == "`":
         raise UnreadableError("it runs a command")
     if not in_quotes and char == "'":
@@ -51,8 +51,10 @@ def _skip(text: str, at: int, *, in_quotes: bool) -> int:
     return at + 1
 
 
-def _skip_dollar(text: str, at: int) -> int:
+def _skip_dollar(text: str, at: int, *, in_quotes: bool) -> int:
     following = text[at + 1 : at + 2]
+    if (following and following in "@*#?$!-0123456789[") or (not in_quotes and following in {"'", '"'}):
+        raise UnreadableError(f"it uses ${following}")
     if following in {"(", "{"}:
         closing, depth, at = {"(": ")", "{": "}"}[following], 1, at + 2
         while depth:

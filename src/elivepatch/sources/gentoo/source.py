@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from elivepatch.errors import DiskFullError
 from elivepatch.progress import Progress
 from elivepatch.sources.gentoo import dist_kernel, kernel_2
 from elivepatch.sources.gentoo.distfiles import Distfiles
@@ -23,8 +26,7 @@ from elivepatch.sources.trees import SourceTree
 class GentooKernel:
     """A tree of Gentoo's, and what the release of every kernel made from it begins with (``6.12.60-gentoo-r1``).
 
-    Where the release goes on, the configuration says how (LOCALVERSION). ``location`` is the directory of the tree on
-    hosts, as far as it is known from here.
+    Where the release goes on, the configuration says how (LOCALVERSION).
     """
 
     package: KernelPackage
@@ -61,7 +63,7 @@ class GentooSource:
 
         def compose(target: Path, progress: Progress) -> None:
             # named after the target, so that what a kill leaves of it is cleaned with that
-            with TemporaryDirectory(prefix=f"{target.name}.gentoo.", dir=target.parent) as scratch:
+            with TemporaryDirectory(prefix=f"{target.name}.gentoo.", dir=target.parent) as scratch, _no_space(target):
                 recipe.compose(Work(target, Path(scratch), self.distfiles.checked, progress))
 
         tree = SourceTree(f"gentoo:{package}", identity(recipe), fetch, compose)
@@ -75,6 +77,16 @@ class GentooSource:
         if inherits & {"kernel-build", "kernel-install"}:
             return dist_kernel.plan(files, host)
         raise files.ebuild.error(1, "it inherits neither kernel-2 nor kernel-build, so it is no kernel that is known")
+
+
+@contextlib.contextmanager
+def _no_space(target: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(f"No space is left to compose a kernel's tree in {target.parent}.") from error
+        raise
 
 
 def identity(recipe: Recipe) -> str:
