@@ -12,13 +12,15 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elivepatch.build import objects as lookup
 from elivepatch.build.compiler import CompiledObject, Compiler
 from elivepatch.build.engines.engine import DiffObject, Engine
 from elivepatch.build.engines.kpatch import KpatchEngine
+from elivepatch.build.image import HostImage
+from elivepatch.build.level import image_level
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
 from elivepatch.build.references import check_references
@@ -26,7 +28,6 @@ from elivepatch.build.rules import finding
 from elivepatch.build.sealed import check_sealed
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
-    BuildIdMismatchError,
     CancelledError,
     ConfigurationMismatchError,
     Diagnosis,
@@ -34,12 +35,10 @@ from elivepatch.errors import (
     ElivepatchError,
     InternalError,
     InvalidInputError,
-    KernelUnavailableError,
     ProofFailedError,
     UnavailableError,
 )
 from elivepatch.kernel.config import parse_config
-from elivepatch.kernel.release import Release, parse_release
 from elivepatch.patches import doctor
 from elivepatch.patches.apply import apply_series
 from elivepatch.patches.series import parse_series
@@ -51,18 +50,21 @@ from elivepatch.protocol.models import (
     CacheReport,
     ChangedFunction,
     EngineReport,
+    HostFacts,
     KernelReport,
     ModuleReport,
     Proof,
+    ProofLevel,
     ProvenFunction,
     Report,
     Timings,
     Verification,
 )
+from elivepatch.selection import WantedKernel, hold_kernel
 from elivepatch.toolchains.sandbox import tool_prefix
 from elivepatch.version import installed_version
 from elivepatch.vm.boot_test import BootTestRejectedError, GuestKernel, Subject, boot_test
-from elivepatch.workshop import TOOLS_ROOT, Workshop, find_kernel
+from elivepatch.workshop import TOOLS_ROOT, Workshop
 
 #: Characters of a message in the last event; the report has all of it.
 _LINE = 200
@@ -78,13 +80,18 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a build is made from."""
+    """Everything a build is made from.
+
+    ``symbols`` is the packed symbol layout of the host's kernel, ``image`` its own image, where they were sent.
+    """
 
     request: BuildRequest
     patches: tuple[InputFile, ...]
     base_patches: tuple[InputFile, ...] = ()
     config: bytes | None = field(default=None, repr=False)
     check: bytes | None = field(default=None, repr=False)
+    symbols: bytes | None = field(default=None, repr=False)
+    image: HostImage | None = None
 
 
 def request_key(job: Job, workshop: Workshop) -> str:
@@ -95,6 +102,9 @@ def request_key(job: Job, workshop: Workshop) -> str:
         "kernel": request.kernel,
         "build_id": request.build_id,
         "verify": request.verify,
+        "proof": request.proof,
+        "host": _kernel_facts(request.host),
+        "image": job.image.digest if job.image is not None else request.image,
         "patches": [_digest(file.data) for file in job.patches],
         "base_patches": [_digest(file.data) for file in job.base_patches],
         "config": _digest(job.config),
@@ -102,6 +112,14 @@ def request_key(job: Job, workshop: Workshop) -> str:
         "roots": {root.name: root.digest for root in workshop.roots.installed()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kernel_facts(host: HostFacts | None) -> Mapping[str, object] | None:
+    """What a host tells of its kernel: the same for all hosts that run the same one."""
+    if host is None:
+        return None
+    names = ("release", "version", "build_id", "place", "symbols_sha256", "btf_sha256")
+    return {name: getattr(host, name) for name in names}
 
 
 def _digest(data: bytes | None) -> str | None:
@@ -192,39 +210,34 @@ def _timings(measured: Mapping[str, float], total: float) -> Timings:
 
 
 def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: _State) -> None:
-    release = _release(job.request.kernel)
+    _wanted(job)
     # what can be said without a kernel is said before one is prepared
     parse_series([(file.name, file.data) for file in job.patches])
-    config = parse_config(job.config) if job.config is not None else None
-    if job.base_patches:
-        raise UnavailableError(
-            "Kernels with local patches (--base-patch) are not offered yet.",
-            hint="Leave the base patches out if the host runs the distribution's own kernel.",
-        )
     _check_cache(workshop.cache)
-    progress.phase("preparing", f"preparing {release}")
+    progress.phase("preparing", f"preparing {job.request.kernel}")
     output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".work.", dir=output))
     work.chmod(0o755)
     try:
         with ExitStack() as held:
             with progress.timed("prepare"):
-                files, root, source = find_kernel(release, workshop, progress)
-                context = workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress)
-                kernel, was_there = held.enter_context(context)
+                wanted = _wanted(job)
+                if job.request.image is not None and job.image is None:
+                    wanted = replace(wanted, image=held.enter_context(workshop.images.use(job.request.image)))
+                kernel, was_there = held.enter_context(hold_kernel(wanted, workshop, progress))
             state.kernel = KernelReport(
                 release=kernel.release,
                 build_id=kernel.build_id,
                 source=kernel.origin,
+                image=kernel.image,
                 config_sha256=kernel.config_sha256,
                 compiler=kernel.compiler,
             )
-            _check_host(job, kernel)
-            if config is not None and (differences := kernel.config().differences(config)):
-                raise _configuration_mismatch(release, differences)
+            level = image_level(kernel, job.request, job.symbols)
+            _check_configuration(job, kernel)
             engine: Engine = KpatchEngine(kernel, workshop.roots.ensure(TOOLS_ROOT, progress))
             state.engine = EngineReport(name=engine.name, version=engine.version)
-            _build(job, kernel, was_there, engine, workshop, work, output, progress, state)
+            _build(job, kernel, level, was_there, engine, workshop, work, output, progress, state)
             if job.request.verify and state.module is not None:
                 _verify(job, kernel, output / f"{state.module.name}.ko", work, workshop, progress, state)
     finally:
@@ -250,25 +263,28 @@ def _check_cache(cache: Path) -> None:
         raise UnavailableError(f"The cache {cache} cannot be used: {error.strerror}.", hint=hint) from error
 
 
-def _release(name: str) -> Release:
-    for prefix in ("kernel.org:", "git:", "dir:"):
-        if name.startswith(prefix):
-            raise KernelUnavailableError(
-                f"Kernels from '{prefix}' are not offered yet.", hint="Name the release of a Debian kernel."
-            )
-    return parse_release(name)
+def _wanted(job: Job) -> WantedKernel:
+    """The kernel that a job is for. Raises InvalidInputError where what is said of it cannot be."""
+    if job.config is not None:
+        parse_config(job.config)
+    return WantedKernel(
+        name=job.request.kernel,
+        config=job.config,
+        base_patches=[(file.name, file.data) for file in job.base_patches],
+        host=job.request.host,
+        image=job.image,
+    )
 
 
-def _check_host(job: Job, kernel: PreparedKernel) -> None:
-    wanted = job.request.build_id or (job.request.host.build_id if job.request.host else None)
-    if wanted is not None and wanted != kernel.build_id:
-        raise BuildIdMismatchError(
-            f"The host runs a {kernel.release} with build ID {wanted}; {kernel.origin} has {kernel.build_id}.",
-            hint="The host's kernel is not the published one: it was built locally, or it is another revision.",
-        )
+def _check_configuration(job: Job, kernel: PreparedKernel) -> None:
+    """What is built with is what was given; for a kernel that was built here, that is so already."""
+    if job.config is None or kernel.image != "published":
+        return
+    if differences := kernel.config().differences(parse_config(job.config)):
+        raise _configuration_mismatch(kernel.release, differences)
 
 
-def _configuration_mismatch(release: Release, differences: Sequence[str]) -> ConfigurationMismatchError:
+def _configuration_mismatch(release: str, differences: Sequence[str]) -> ConfigurationMismatchError:
     message = f"The configuration differs from that of {release} in {len(differences)} options"
     findings = [
         Diagnosis(rule="configuration-mismatch", message=f"CONFIG_{line} (published, given)")
@@ -276,7 +292,8 @@ def _configuration_mismatch(release: Release, differences: Sequence[str]) -> Con
     ]
     return ConfigurationMismatchError(
         f"{message}: {'; '.join(differences[:5])}{'; …' if len(differences) > 5 else ''}",
-        hint="Give the configuration of the running kernel (/boot/config-$(uname -r)), or none.",
+        hint="Give the configuration of the running kernel (/boot/config-$(uname -r)), or none. A kernel of your own, "
+        "built from the distributor's source, is named by that: --kernel debian:VERSION.",
         diagnosis=findings,
     )
 
@@ -284,6 +301,7 @@ def _configuration_mismatch(release: Release, differences: Sequence[str]) -> Con
 def _build(
     job: Job,
     kernel: PreparedKernel,
+    level: ProofLevel,
     was_there: bool,
     engine: Engine,
     workshop: Workshop,
@@ -317,7 +335,7 @@ def _build(
     with progress.timed("proof"):
         prover = Prover(kernel)
         proofs = [prover.prove(each.path, each.parent, each.exact) for each in compiled]
-        state.proof = _proof(proofs)
+        state.proof = _proof(proofs, level)
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")
@@ -338,11 +356,12 @@ def _build(
 
 def _module_id(kernel: PreparedKernel, engine: Engine, series: str) -> str:
     """Twelve hex digits that stand for the module's content: the kernel, the change and the tools."""
-    parts = [kernel.build_id, kernel.config_sha256, kernel.root.digest, engine.name, engine.version, series]
+    parts = [kernel.build_id, kernel.config_sha256, kernel.source.name, kernel.root.digest]
+    parts += [engine.name, engine.version, series]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
-def _proof(proofs: Sequence[ObjectProof]) -> Proof:
+def _proof(proofs: Sequence[ObjectProof], level: ProofLevel) -> Proof:
     """The proof of all functions; what differs makes it no proof."""
     functions = [
         ProvenFunction(
@@ -357,7 +376,7 @@ def _proof(proofs: Sequence[ObjectProof]) -> Proof:
         if function.outcome != "absent"
     ]
     return Proof(
-        level="exact" if all(function.identical for function in functions) else "none",
+        level=level if all(function.identical for function in functions) else "none",
         functions=tuple(functions),
         compared=len(functions),
         absent=sum(len(proof.of("absent")) for proof in proofs),

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from elivepatch.build.prepared import Kernels
+from elivepatch.build.host_images import HostImages
+from elivepatch.build.kernels import Kernels
 from elivepatch.errors import KernelUnavailableError
 from elivepatch.kernel.release import Release
 from elivepatch.progress import Progress
+from elivepatch.sources import kernel_org
 from elivepatch.sources.debian import AptConfiguration, DebianSource
 from elivepatch.sources.provider import KernelFiles, KernelSource
-from elivepatch.toolchains.roots import Root, Roots
+from elivepatch.toolchains.roots import Root, Roots, RootSpec
 
 #: The root whose suite offers a kernel, by what Debian puts into its releases; the first is asked first.
 _SUITES = (("+deb13", "trixie"), ("+deb12", "bookworm"), ("6.1.0-", "bookworm"))
@@ -24,28 +26,56 @@ DEFAULT_SERIES, DEFAULT_FLAVOUR = "6.12", "-cloud-amd64"
 
 
 @dataclass(frozen=True)
+class SourcePolicy:
+    """Where the sources of kernels come from that nobody publishes.
+
+    ``kernel_org`` is the address of kernel.org's files or of a mirror, ``keyring`` a file with the keys that sign them
+    (None: kernel.org is not used). ``git`` are the beginnings of addresses that may be cloned, ``directories`` those
+    below which trees may lie; None allows any, as for whoever types the command on this machine.
+    ``gentoo_repositories`` are directories with ebuilds, ``gentoo_mirrors`` addresses with Gentoo's distfiles,
+    ``debuginfod`` servers that are asked for images.
+    """
+
+    kernel_org: str = kernel_org.BASE
+    keyring: Path | None = None
+    git: tuple[str, ...] | None = ()
+    directories: tuple[Path, ...] | None = ()
+    gentoo_repositories: tuple[Path, ...] = ()
+    gentoo_mirrors: tuple[str, ...] = ()
+    debuginfod: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Workshop:
     """Where builds are made, and how much of the machine they may use.
 
-    ``mirror`` is where build roots are made from, if not from the suite's own archive.
+    ``mirror`` is where build roots are made from, if not from the suite's own archive. ``more_roots`` are recipes
+    beside the known ones.
     """
 
     cache: Path
     parallel: int = 2
     kernels_limit_bytes: int = 40 * 1024**3
     mirror: str | None = None
+    sources: SourcePolicy = field(default_factory=SourcePolicy)
+    more_roots: Mapping[str, RootSpec] = field(default_factory=dict[str, RootSpec])
 
     @property
     def roots(self) -> Roots:
         """The build roots."""
-        return Roots(self.cache / "roots", self.mirror)
+        return Roots(self.cache / "roots", self.mirror, self.more_roots)
 
     @property
     def kernels(self) -> Kernels:
         """The prepared kernels."""
         return Kernels(self.cache / "kernels", self.kernels_limit_bytes)
 
-    def source(self, root: Root) -> KernelSource:
+    @property
+    def images(self) -> HostImages:
+        """The images that hosts have sent."""
+        return HostImages(self.cache / "images", self.kernels_limit_bytes)
+
+    def source(self, root: Root) -> DebianSource:
         """Debian's kernels as the apt configuration of a root offers them."""
         etc = root.path / "etc/apt"
         return DebianSource(AptConfiguration(root.name, etc / "sources.list", etc / "trusted.gpg.d"), self.cache)

@@ -18,7 +18,6 @@ from elivepatch.build.prepared import PreparedKernel
 from elivepatch.errors import CompilerMismatchError, ElivepatchError, ToolUnavailableError
 from elivepatch.kernel.config import KernelConfig
 from elivepatch.kernel.release import Release
-from elivepatch.progress import Progress
 from elivepatch.server import cli
 from elivepatch.workshop import Workshop
 
@@ -317,16 +316,12 @@ def test_another_build_of_the_kernel(builder: Builder) -> None:
         ("", ()),
     ],
 )
-def test_another_compiler(
-    kernel: PreparedKernel, workshop: Workshop, release: Release, text: str, words: tuple[str, ...]
-) -> None:
-    files = workshop.source(kernel.root).find(release, Progress())
-    assert files is not None
+def test_another_compiler(kernel: PreparedKernel, release: Release, text: str, words: tuple[str, ...]) -> None:
     with pytest.raises(ElivepatchError) as caught:
-        prepared._check_compiler(KernelConfig({"CC_VERSION_TEXT": f'"{text}"'}), kernel.root, files)
+        prepared.check_compiler(KernelConfig({"CC_VERSION_TEXT": f'"{text}"'}), kernel.root, str(release))
     assert isinstance(caught.value, CompilerMismatchError | ToolUnavailableError)
     assert caught.value.exit_status in {4, 6}
     assert caught.value.hint
     assert all(word in f"{caught.value.message} {caught.value.hint}" for word in words)
     right = KernelConfig({"CC_VERSION_TEXT": f'"{kernel.compiler}"'})
-    prepared._check_compiler(right, kernel.root, files)
+    prepared.check_compiler(right, kernel.root, str(release))

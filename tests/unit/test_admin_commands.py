@@ -14,10 +14,18 @@ from elivepatch.errors import BusyError, NotFoundError
 from elivepatch.kernel.release import parse_release
 from elivepatch.server.admin_commands import choose, collect, collect_packages
 from elivepatch.server.cli import cli
+from elivepatch.toolchains import roots
 from elivepatch.workshop import Workshop
 
 RELEASE = "6.12.1+deb13-cloud-amd64"
-ROOT = {"name": "trixie", "digest": "d" * 64, "packages": 3, "created": 0.0, "kpatch": "0.9.10-1", "format": 1}
+ROOT = {
+    "name": "trixie",
+    "digest": "d" * 64,
+    "packages": 3,
+    "created": 0.0,
+    "kpatch": "0.9.10-1",
+    "format": roots._FORMAT,
+}
 
 
 def make_kernel(workshop: Workshop, key: str, *, release: str = RELEASE, used: float = 1000.0) -> Path:

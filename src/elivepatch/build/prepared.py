@@ -1,47 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Prepared kernels: everything that patches of one kernel share, made once from what its distributor publishes.
+"""Prepared kernels: everything that patches of one kernel share, made once.
 
 An entry of the store holds ``products`` (a layer for the tree: configuration, generated headers, host tools), ``image``
 (vmlinux without DWARF, vmlinuz, symbol table, compile units), ``modules`` (the shipped modules), ``symbols`` (the
-modules' full symbol tables, from their debug files) and ``kernel.json``. The source is an entry of its own, shared by
-all flavours and configurations of a version.
+modules' full symbol tables) and ``kernel.json``. The source is an entry of its own, shared by all flavours and
+configurations of a version. `published` fills an entry from what a distributor publishes, `own` for any other kernel.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import re
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from elivepatch.build import unpack
 from elivepatch.build.kbuild import Kbuild, catch_environment
-from elivepatch.build.store import Store, remove_tree
+from elivepatch.build.store import remove_tree
 from elivepatch.errors import CompilerMismatchError, ConfigurationMismatchError, InternalError
 from elivepatch.kernel.config import KernelConfig, parse_config
 from elivepatch.kernel.elf import ElfImage
 from elivepatch.progress import Progress
-from elivepatch.sources.provider import KernelFiles
 from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import Limits, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when what an entry holds changes: entries made before are then made again.
-_FORMAT = 4
+FORMAT = 5
 _RECORDED = (
-    *("release", "origin", "build_id", "config_sha256", "compiler"),
+    *("release", "origin", "image", "build_id", "config_sha256", "compiler"),
     *("variables", "environment", "sizes", "modules"),
 )
-#: Options that Debian sets when the kernel is signed, after its headers were packaged; no object depends on them.
-_SIGNING = {"BUILD_SALT", "MODULE_SIG_ALL", "MODULE_SIG_KEY", "SYSTEM_TRUSTED_KEYS", "MODULE_SIG_HASH"}
 _PROBE = """\
 #include <linux/version.h>
 #include <linux/kconfig.h>
@@ -57,10 +50,16 @@ _PROBE = """\
 #include <asm/orc_types.h>
 #define SIZE(name, type) char elivepatch_##name[sizeof(type)]
 SIZE(ALT, struct alt_instr);
+#ifdef CONFIG_GENERIC_BUG
 SIZE(BUG, struct bug_entry);
+#endif
 SIZE(EX, struct exception_table_entry);
+#ifdef CONFIG_JUMP_LABEL
 SIZE(JUMP, struct jump_entry);
+#endif
+#ifdef CONFIG_UNWINDER_ORC
 SIZE(ORC, struct orc_entry);
+#endif
 SIZE(STATIC_CALL, struct static_call_site);
 #ifdef CONFIG_PRINTK_INDEX
 SIZE(PRINTK_INDEX, struct pi_entry);
@@ -76,8 +75,9 @@ SIZE(PARA, struct paravirt_patch_site);
 class PreparedKernel:
     """A kernel that can be built for.
 
-    ``path`` is its entry, ``source`` the pristine tree. ``sizes`` are those of the kernel's special structures by the
-    names of create-diff-object (``ALT`` for ``ALT_STRUCT_SIZE``), in bytes.
+    ``path`` is its entry, ``source`` the tree it was built from. ``image`` is where its image comes from: ``published``
+    by its distributor, ``debuginfod``, ``uploaded`` from its host, or ``built`` here. ``sizes`` are those of the
+    kernel's special structures by the names of create-diff-object (``ALT`` for ``ALT_STRUCT_SIZE``), in bytes.
     """
 
     path: Path
@@ -92,6 +92,7 @@ class PreparedKernel:
     environment: Mapping[str, str]
     sizes: Mapping[str, int]
     modules: Mapping[str, str] = field(default_factory=dict[str, str])
+    image: str = "published"
 
     @property
     def products(self) -> Path:
@@ -105,8 +106,9 @@ class PreparedKernel:
 
     @property
     def vmlinuz(self) -> Path:
-        """The image that boots."""
-        return self.path / "image/vmlinuz"
+        """The image that boots; vmlinux itself does where the kernel has an entry point for that (CONFIG_PVH)."""
+        compressed = self.path / "image/vmlinuz"
+        return compressed if compressed.exists() else self.vmlinux
 
     @property
     def modules_directory(self) -> Path:
@@ -161,124 +163,16 @@ class PreparedKernel:
             remove_tree(overlay_work)
 
 
-class Kernels:
-    """The prepared kernels of a machine."""
-
-    def __init__(self, directory: Path, limit_bytes: int) -> None:
-        self._sources = Store(directory / "sources", limit_bytes)
-        self._kernels = Store(directory / "prepared", limit_bytes)
-
-    @property
-    def store(self) -> Store:
-        """The store of the prepared kernels, for listing and cleaning."""
-        return self._kernels
-
-    @property
-    def sources(self) -> Store:
-        """The store of the unpacked sources, for cleaning."""
-        return self._sources
-
-    @contextmanager
-    def prepared(
-        self, files: KernelFiles, root: Root, download: Callable[[], None], progress: Progress
-    ) -> Generator[tuple[PreparedKernel, bool]]:
-        """The prepared kernel, held while the block runs, and whether it was there.
-
-        It is made if need be, and then ``download`` is called first, to have the files on disk.
-        """
-        digests = {package.file: package.sha256 for package in files.packages()}
-        key = _key({"format": _FORMAT, "release": str(files.release), "files": digests, "root": root.digest})
-        with ThreadPoolExecutor(1) as pool, ExitStack() as held:
-            downloaded = Once(download)
-
-            def source() -> Path:
-                make = partial(_make_source, files, downloaded, progress)
-                return held.enter_context(self._sources.use(f"{files.source.sha256[:32]}-1", make))[0]
-
-            # the source is unpacked while the image is taken apart: two cores, two jobs
-            unpacked = pool.submit(source)
-            make = partial(_make, files, root, downloaded, unpacked, progress)
-            path, was_there = held.enter_context(self._kernels.use(key, make))
-            yield _load(path, unpacked.result(), root), was_there
-
-
-class Once:
-    """A call that is made once, whoever asks for it first; the others wait for it and share its failure."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._lock = threading.Lock()
-        self._done = False
-
-    def __call__(self) -> None:
-        """Make the call, or wait for it."""
-        with self._lock:
-            if not self._done:
-                self._call()
-                self._done = True
-
-
-def _make_source(files: KernelFiles, download: Once, progress: Progress, work: Path) -> None:
-    download()
-    unpack.source(files.path(files.source), work, progress)
-
-
-def list_kernels(store: Store) -> list[dict[str, object]]:
-    """The prepared kernels as data: release, build_id, source, key, size (bytes), last_used (epoch seconds)."""
-    found: list[dict[str, object]] = []
-    for entry in store.entries():
-        data = json.loads((entry.path / "kernel.json").read_text())
-        found.append(
-            {
-                "key": entry.key,
-                "release": data["release"],
-                "build_id": data["build_id"],
-                "source": data["origin"],
-                "size": entry.size,
-                "last_used": entry.last_used,
-            }
-        )
-    return found
-
-
-def _key(parts: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _load(path: Path, source: Path, root: Root) -> PreparedKernel:
+def load_kernel(path: Path, source: Path, root: Root) -> PreparedKernel:
+    """The kernel that an entry of the store holds."""
     data = json.loads((path / "kernel.json").read_text())
     return PreparedKernel(path=path, source=source, root=root, **data)
 
 
-def _make(files: KernelFiles, root: Root, download: Once, source: Future[Path], progress: Progress, work: Path) -> None:
-    release = str(files.release)
-    download()
-    progress.step(f"preparing {release}: products and image")
-    unpack.products(files.path(files.headers), files.path(files.kbuild), work / "products")
-    image_name = unpack.image(files, work, root, progress)
-    config = parse_config((work / "image/config").read_bytes())
-    _check_configuration(config, parse_config((work / "products/.config").read_bytes()), files)
-    _check_compiler(config, root, files)
-    with ElfImage(work / "image/vmlinux") as image:
-        build_id = image.build_id()
-    if build_id is None:
-        raise InternalError(f"The published image of {release} ({image_name}) has no build ID.")
-    kernel = PreparedKernel(
-        path=work,
-        source=source.result(),
-        root=root,
-        release=release,
-        origin=files.origin,
-        build_id=build_id,
-        config_sha256=config.sha256,
-        compiler=config.string("CC_VERSION_TEXT") or "",
-        variables=unpack.make_variables(work / "products"),
-        environment={},
-        sizes={},
-        modules=unpack.module_names(work / "modules"),
-    )
-    progress.step(f"preparing {release}: kbuild")
-    scratch = Path(tempfile.mkdtemp(prefix=".scratch.", dir=work))
+def finish(kernel: PreparedKernel, config: KernelConfig, progress: Progress) -> PreparedKernel:
+    """What every entry gets once its layers and its image are there: kbuild's environment, host tools, sizes."""
+    progress.step(f"preparing {kernel.release}: kbuild")
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch.", dir=kernel.path))
     scratch.chmod(0o755)
     try:
         kernel = replace(kernel, environment=_enter_kbuild(kernel, scratch))
@@ -286,31 +180,22 @@ def _make(files: KernelFiles, root: Root, download: Once, source: Future[Path], 
         kernel = replace(kernel, sizes=_sizes(kernel, scratch))
     finally:
         remove_tree(scratch)
-    (work / "kernel.json").write_text(json.dumps({name: getattr(kernel, name) for name in _RECORDED}))
+    (kernel.path / "kernel.json").write_text(json.dumps({name: getattr(kernel, name) for name in _RECORDED}))
+    return kernel
 
 
-def _check_configuration(published: KernelConfig, used: KernelConfig, files: KernelFiles) -> None:
-    """What is compiled with must be what the kernel was built with, but for the signing of its modules."""
-    differences = [line for line in published.differences(used) if line.partition(":")[0] not in _SIGNING]
-    if differences:
-        raise ConfigurationMismatchError(
-            f"The configuration of {files.headers.file} differs from that of the image: {'; '.join(differences[:20])}",
-            hint="The packages do not belong together; take another release.",
-        )
-
-
-def _check_compiler(config: KernelConfig, root: Root, files: KernelFiles) -> None:
-    """The compiler must be the one of CONFIG_CC_VERSION_TEXT; the name it was called by may differ."""
+def check_compiler(config: KernelConfig, root: Root, subject: str) -> None:
+    """The compiler of a root must be the one of CONFIG_CC_VERSION_TEXT; the name it was called by may differ."""
     wanted = config.string("CC_VERSION_TEXT") or ""
     match = re.fullmatch(r"(?:\S*-)?(gcc(?:-\d+)?) (.*)", wanted)
     if match is None:
         raise CompilerMismatchError(
-            f"{files.release} was built with '{wanted}', which no build root has.", hint="Only gcc is supported."
+            f"{subject} was built with '{wanted}', which no build root has.", hint="Only gcc is supported."
         )
     have = root.compiler_version(match[1])
     if have.partition(" ")[2] != match[2]:
         raise CompilerMismatchError(
-            f"{files.release} was built with '{wanted}'; the build root '{root.name}' has '{have}'.",
+            f"{subject} was built with '{wanted}'; the build root '{root.name}' has '{have}'.",
             hint=f"Remove the root ('elivepatch-server root remove {root.name}') and it is made again.",
         )
 

@@ -8,7 +8,6 @@ relocation against a named symbol must lead to that symbol.
 
 from __future__ import annotations
 
-import lzma
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.errors import UnavailableError
+from elivepatch.kernel.compressed import read_module
 from elivepatch.kernel.elf import (
     R_X86_64_32,
     R_X86_64_32S,
@@ -148,16 +147,6 @@ class Prover:
             return module.data(section)[symbol.value : symbol.value + symbol.size]
 
         return _compare_all(functions, by_name, groups, read, None)
-
-
-def read_module(path: Path) -> bytes:
-    """The contents of a shipped module, decompressed; raises UnavailableError for a compression that is not known."""
-    data = path.read_bytes()
-    if path.suffix == ".xz":
-        return lzma.decompress(data)
-    if path.suffix == ".ko":
-        return data
-    raise UnavailableError(f"{path.name} is compressed in a way that cannot be read.", hint="Only .ko and .ko.xz are.")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,15 @@ KERNEL_RULES: dict[str, Rule] = {
         "The original of a function is not the kernel's",
         "The running kernel was built from other source, with another configuration or compiler.",
     ),
+    "proof-level": Rule(
+        "The proof would be weaker than what is accepted",
+        "Let the host tell its facts (the client does; 'elivepatch facts' prints them for a one-shot build), or send "
+        "its image. To go without, accept a proof of level 'none' (--proof none): then nobody knows whether it fits.",
+    ),
+    "layout-mismatch": Rule(
+        "The kernel that was built from the given source is not laid out as the host's",
+        "Name the source, the configuration, the local patches and the compiler that the host's kernel was built with.",
+    ),
     "init-reference": Rule(
         "The patch uses code or data that exists only while the kernel boots or the module loads",
         "Do without it, or bring along a copy of what is needed under a new name.",

@@ -157,7 +157,8 @@ def disk_usage(path: Path) -> int:
     for base, _, files in os.walk(path):
         for name in files:
             with contextlib.suppress(OSError):
-                total += (Path(base) / name).lstat().st_blocks * 512
+                facts = (Path(base) / name).lstat()
+                total += facts.st_blocks * 512 // facts.st_nlink  # trees share the files in which they are alike
     return total
 
 

@@ -61,13 +61,20 @@ def products(headers: Path, kbuild: Path, target: Path) -> None:
             _remove(target / name)
         for name in ("scripts", "tools"):
             (tools[0] / name).rename(target / name)
-    # kbuild makes the configuration anew when .config or a Kconfig file is newer than auto.conf, and in a root without
-    # one of the tools it asks for (rustc) the result is another. So auto.conf is the newest, and depends on nothing.
-    (target / "include/config/auto.conf.cmd").write_text("")
+    settle_configuration(target)
+    own(target)
+
+
+def settle_configuration(layer: Path) -> None:
+    """Keep kbuild from making the configuration of a layer anew.
+
+    It does so when .config or a Kconfig file is newer than auto.conf, and in a root without one of the tools that the
+    configuration asks for (rustc) the result is another. So auto.conf is the newest, and depends on nothing.
+    """
+    (layer / "include/config/auto.conf.cmd").write_text("")
     later = time.time() + 1
     for name in ("include/config/auto.conf.cmd", "include/config/auto.conf", "include/generated/autoconf.h"):
-        os.utime(target / name, (later, later))
-    own(target)
+        os.utime(layer / name, (later, later))
 
 
 def _remove(path: Path) -> None:

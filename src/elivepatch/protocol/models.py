@@ -21,6 +21,10 @@ BuildId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+#: How sure a proof is: the image is the host's, or it was built here and is laid out as the host's, or nobody knows.
+ProofLevel = Literal["exact", "layout", "none"]
+
+
 class Model(BaseModel):
     """Base of all models: immutable, and nothing unknown is taken silently."""
 
@@ -60,6 +64,19 @@ class BuildStatus(StrEnum):
         return self in {BuildStatus.DONE, BuildStatus.REFUSED, BuildStatus.FAILED, BuildStatus.CANCELLED}
 
 
+class PackageFacts(Model):
+    """The package of Gentoo's that a host's kernel is of: with revision, flags, and what of its environment counts."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9+_-]{0,63}$")
+    version: str = Field(pattern=r"^[0-9][A-Za-z0-9._-]{0,63}$")
+    use: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_@-]{0,63}$")], ...] = Field(
+        default=(), max_length=256
+    )
+    variables: dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")], Annotated[str, Field(max_length=4096)]
+    ] = Field(default_factory=dict, max_length=32)
+
+
 class HostFacts(Model):
     """What the client tells about its host, so that the server builds for that kernel and no other."""
 
@@ -72,6 +89,10 @@ class HostFacts(Model):
     compiler: str | None = Field(default=None, max_length=256)
     taint: int | None = Field(default=None, ge=0)
     livepatches: tuple[str, ...] = Field(default=(), max_length=256)
+    place: str | None = Field(default=None, max_length=1024, description="directory that the kernel was built in")
+    package: PackageFacts | None = Field(default=None, description="the kernel's package, on a Gentoo host")
+    symbols_sha256: Sha256 | None = Field(default=None, description="digest of the symbol layout of the kernel's text")
+    btf_sha256: Sha256 | None = Field(default=None, description="digest of the kernel's types, /sys/kernel/btf/vmlinux")
 
 
 class BuildRequest(Model):
@@ -80,7 +101,9 @@ class BuildRequest(Model):
     kernel: KernelName
     build_id: BuildId | None = Field(default=None, description="of the running kernel; the image must have the same")
     verify: bool = Field(default=True, description="whether the module is tried in a VM")
+    proof: ProofLevel = Field(default="layout", description="the weakest proof that is accepted")
     host: HostFacts | None = None
+    image: Sha256 | None = Field(default=None, description="digest of the archive with the host's image, sent before")
 
 
 class KernelReport(Answer):
@@ -89,6 +112,7 @@ class KernelReport(Answer):
     release: str
     build_id: str | None = None
     source: str | None = None
+    image: str | None = Field(default=None, description="published, debuginfod, uploaded or built: whose image it is")
     config_sha256: str | None = None
     compiler: str | None = None
 
@@ -130,7 +154,7 @@ class ProvenFunction(Answer):
 class Proof(Answer):
     """How sure it is that the original is what runs."""
 
-    level: Literal["exact", "layout", "none"]
+    level: ProofLevel
     functions: tuple[ProvenFunction, ...] = ()
     compared: int | None = Field(default=None, description="functions of the touched objects that were compared")
     absent: int | None = Field(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import click
 
-from elivepatch.build.prepared import Kernels, list_kernels
+from elivepatch.build.kernels import Kernels, list_kernels
 from elivepatch.build.store import Entry, Store, disk_usage
 from elivepatch.errors import BusyError, NotFoundError
 from elivepatch.kernel.release import parse_release
@@ -264,12 +264,13 @@ def gc(limit: int | None, packages: bool, as_json: bool) -> None:
 def collect(kernels: Kernels, limit_bytes: int) -> list[Removed]:
     """Bring prepared kernels and sources together within a limit in bytes, the least recently used first."""
     removed: list[Removed] = []
-    for store in (kernels.store, kernels.sources):
+    for store in (kernels.store, kernels.sources, kernels.builds):
         freed = store.sweep()
         if freed:
             removed.append(Removed("left", "of processes that were killed", freed))
     entries = [("kernel", kernels.store, entry) for entry in kernels.store.entries()]
     entries += [("source", kernels.sources, entry) for entry in kernels.sources.entries()]
+    entries += [("build", kernels.builds, entry) for entry in kernels.builds.entries()]
     total = sum(entry.size for _, _, entry in entries)
     for kind, store, entry in sorted(entries, key=lambda item: item[2].last_used):
         if total <= limit_bytes:

@@ -4,33 +4,47 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from elivepatch import pipeline
+from elivepatch.build.image import HostImage
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InputTooLargeError, InvalidInputError
+from elivepatch.kernel.compressed import gunzip
 from elivepatch.pipeline import InputFile, Job, read_inputs
 from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import BuildRequest, Report
+from elivepatch.protocol.models import BuildRequest, HostFacts, ProofLevel, Report
 from elivepatch.server import settings as server_settings
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command("build")
-@click.option("--kernel", required=True, help="Release of the kernel, as 'uname -r' prints it.")
+@click.option("--kernel", required=True, help="Release of the kernel ('uname -r'), or its source: see docs/sources.md.")
 @click.option("--patch", "patches", required=True, multiple=True, type=_FILE, help="Patch; several apply in order.")
 @click.option("--base-patch", "base_patches", multiple=True, type=_FILE, help="Patch the kernel was built with.")
-@click.option("--config", type=_FILE, help="Configuration of the kernel, checked against the published one.")
+@click.option("--config", "-k", type=_FILE, help="Configuration that the kernel was built with; may be gzipped.")
 @click.option("--vmlinux", type=_FILE, help="Image of the kernel, for kernels that nobody publishes.")
 @click.option("--symvers", type=_FILE, help="Module.symvers of that kernel.")
+@click.option("--image", type=_FILE, help="Archive of the host's build, as 'elivepatch image' writes it.")
+@click.option("--host-facts", type=_FILE, help="What 'elivepatch facts' prints on the host; its kernel is built for.")
+@click.option(
+    "--proof",
+    type=click.Choice(["exact", "layout", "none"]),
+    default="layout",
+    show_default=True,
+    help="The weakest proof that is accepted.",
+)
 @click.option("--check", type=_FILE, help="Script for the guest: fails without the livepatch, succeeds with it.")
 @click.option("--no-verify", is_flag=True, help="Leave the boot test out.")
 @click.option("-o", "--output", type=_FILE, help="Where to write the module; default: its name in this directory.")
@@ -43,6 +57,9 @@ def build(
     config: Path | None,
     vmlinux: Path | None,
     symvers: Path | None,
+    image: Path | None,
+    host_facts: Path | None,
+    proof: ProofLevel,
     check: Path | None,
     no_verify: bool,
     output: Path | None,
@@ -56,11 +73,6 @@ def build(
     """
     signal.signal(signal.SIGTERM, _ended)
     try:
-        if vmlinux is not None or symvers is not None:
-            raise InvalidInputError(
-                "Building from an image of your own (--vmlinux, --symvers) is not offered yet.",
-                hint="Name the release of a kernel that Debian publishes.",
-            )
         target = (output or Path("x.ko")).absolute()
         if target.is_dir() or (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
             raise InvalidInputError(
@@ -68,12 +80,15 @@ def build(
                 hint="Give the path of a file in a directory that exists and that you may write to (-o FILE).",
             )
         job = Job(
-            request=make_request(kernel, verify=not no_verify),
+            request=make_request(kernel, verify=not no_verify, proof=proof, host=_host(host_facts)),
             patches=read_inputs(patches, limits.PATCH_BYTES, "patch"),
             base_patches=read_inputs(base_patches, limits.PATCH_BYTES, "base patch"),
-            config=_one(config, limits.CONFIG_BYTES, "configuration"),
+            config=_configuration(config),
             check=_one(check, limits.CHECK_BYTES, "check script"),
+            image=_image(vmlinux, symvers),
         )
+        if image is not None:
+            job = _with_archive(job, image)
         report = _build(job, output, Progress(to_terminal(sys.stderr, verbose=debug)))
     except ElivepatchError as error:
         if not as_json:
@@ -113,14 +128,68 @@ def _build(job: Job, output: Path | None, progress: Progress) -> Report:
         return report.model_copy(update={"module": report.module.model_copy(update={"path": str(target)})})
 
 
-def make_request(kernel: str, *, verify: bool) -> BuildRequest:
+def make_request(
+    kernel: str, *, verify: bool, proof: ProofLevel = "layout", host: HostFacts | None = None
+) -> BuildRequest:
     """The request; raises InvalidInputError for what cannot be the name of a kernel."""
     try:
-        return BuildRequest(kernel=kernel, verify=verify)
+        return BuildRequest(kernel=kernel, verify=verify, proof=proof, host=host)
     except ValueError as error:
         raise InvalidInputError(
             f"'{kernel[:100]}' is not the name of a kernel.", hint="Give what 'uname -r' prints on the host."
         ) from error
+
+
+def _host(path: Path | None) -> HostFacts | None:
+    if path is None:
+        return None
+    (file,) = read_inputs([path], limits.FACTS_BYTES, "host facts")
+    try:
+        return HostFacts.model_validate_json(file.data)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"{path} does not hold the facts of a host: {error.errors()[0]['msg']}.",
+            hint="Write it on the host with: elivepatch facts --json -o FILE",
+        ) from error
+
+
+def _configuration(path: Path | None) -> bytes | None:
+    data = _one(path, limits.CONFIG_BYTES, "configuration")
+    if data is None or not data.startswith(b"\x1f\x8b"):
+        return data
+    return gunzip(data, limits.CONFIG_BYTES, f"The configuration {path}")
+
+
+def _image(vmlinux: Path | None, symvers: Path | None) -> HostImage | None:
+    """The image of a kernel as files on this machine."""
+    if vmlinux is None and symvers is None:
+        return None
+    if vmlinux is None:
+        raise InvalidInputError(
+            "--symvers goes with --vmlinux.", hint="Both are in the directory that the kernel was built in."
+        )
+    digests: list[str] = []
+    for path in (vmlinux, *([symvers] if symvers is not None else [])):
+        try:
+            with path.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise InvalidInputError(f"{path} cannot be read: {error.strerror}.", hint="Name a file.") from error
+    digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return HostImage("uploaded", digest, vmlinux.absolute(), symvers.absolute() if symvers is not None else None)
+
+
+def _with_archive(job: Job, path: Path) -> Job:
+    """The job with the archive of its host's build, which is kept as one that a host has sent."""
+    if job.image is not None:
+        raise InvalidInputError("--image and --vmlinux are two images.", hint="Give one of them.")
+    try:
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be read: {error.strerror}.", hint="Name a file.") from error
+    server_settings.load().workshop.images.add(path, sha256)
+    return replace(job, request=job.request.model_copy(update={"image": sha256}))
 
 
 def _one(path: Path | None, limit_bytes: int, what: str) -> bytes | None:

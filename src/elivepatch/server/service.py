@@ -24,7 +24,7 @@ from elivepatch.errors import (
     UnavailableError,
 )
 from elivepatch.patches.series import parse_series
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.pipeline import Job
 from elivepatch.protocol.models import BuildStatus, Health, KernelEntry, Report
 from elivepatch.server.artifacts import ArtifactStore
 from elivepatch.server.database import RUNNING, BuildRow, Database, new_id
@@ -168,13 +168,8 @@ class Service:
 
 def _check_patches(job: Job) -> None:
     """Refuse what is no patch before it is queued; whether it applies, the build finds out."""
-
-    def named(files: Sequence[InputFile]) -> list[tuple[str, bytes]]:
-        return [(file.name, file.data) for file in files]
-
-    if job.base_patches:
-        parse_series(named(job.base_patches))
-    parse_series(named(job.patches))
+    # base patches may be of any kind: the tools that the host used decide about them
+    parse_series([(file.name, file.data) for file in job.patches])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pydantic
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,7 +22,9 @@ from pydantic_settings import (
 )
 
 from elivepatch.errors import InvalidSettingError
-from elivepatch.workshop import Workshop
+from elivepatch.sources import kernel_org
+from elivepatch.toolchains.roots import COMMON_PACKAGES, RootSpec
+from elivepatch.workshop import SourcePolicy, Workshop
 
 SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
 PREFIX = "ELIVEPATCH_"
@@ -52,6 +54,19 @@ def default_cache() -> Path:
 Count = Annotated[int, Field(ge=1, le=1024)]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Bytes = Annotated[int, Field(ge=1)]
+Address = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class RootSettings(BaseModel):
+    """A build root beside the known ones: a suite of Debian or of something like it, with its compiler."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]{0,63}$", description="suite that mmdebstrap knows")
+    packages: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]{1,127}$")], ...] = Field(
+        max_length=64, description="packages beside those of every root; the compiler is one of them (gcc-13)"
+    )
+    mirror: Address | None = Field(default=None, description="archive of the suite")
 
 
 class Settings(BaseSettings):
@@ -89,6 +104,28 @@ class Settings(BaseSettings):
         max_length=500,
         description="package mirror for build roots, instead of the suite's own",
     )
+    roots: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], RootSettings] = Field(
+        default_factory=dict, max_length=64, description="build roots beside those for Debian 12 and 13"
+    )
+    kernel_org: Address = Field(default=kernel_org.BASE, description="kernel.org's files, or a mirror of them")
+    keyring: Path | None = Field(
+        default=None, description="file with the keys that sign them; without it kernel.org is not used"
+    )
+    git: tuple[Address, ...] = Field(
+        default=(), max_length=64, description="beginnings of the addresses of repositories that sources may come from"
+    )
+    directories: tuple[Path, ...] = Field(
+        default=(), max_length=64, description="directories of this machine that sources may lie in"
+    )
+    gentoo_repositories: tuple[Path, ...] = Field(
+        default=(), max_length=16, description="ebuild repositories, for Gentoo's kernels; the first has precedence"
+    )
+    gentoo_mirrors: tuple[Address, ...] = Field(
+        default=(), max_length=16, description="mirrors of Gentoo's distfiles, asked before the files' makers"
+    )
+    debuginfod: tuple[Address, ...] = Field(
+        default=(), max_length=16, description="debuginfod servers, asked for the images of kernels nobody publishes"
+    )
     disk_reserve_bytes: int = Field(
         default=_GIB, ge=0, description="free disk below which the server says it is not well"
     )
@@ -107,6 +144,19 @@ class Settings(BaseSettings):
             parallel=self.parallel,
             kernels_limit_bytes=self.kernels_limit_bytes,
             mirror=self.mirror,
+            sources=SourcePolicy(
+                kernel_org=self.kernel_org,
+                keyring=self.keyring,
+                git=self.git,
+                directories=tuple(path.resolve() for path in self.directories),
+                gentoo_repositories=self.gentoo_repositories,
+                gentoo_mirrors=self.gentoo_mirrors,
+                debuginfod=self.debuginfod,
+            ),
+            more_roots={
+                name: RootSpec(one.suite, (*COMMON_PACKAGES, *one.packages), mirror=one.mirror)
+                for name, one in self.roots.items()
+            },
         )
 
     @classmethod

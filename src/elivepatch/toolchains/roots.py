@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,40 +33,51 @@ from elivepatch.progress import Progress
 from elivepatch.toolchains.sandbox import Sandbox
 
 #: Raised when what a root holds changes, so that roots made before are made again.
-_FORMAT = 1
+_FORMAT = 2
 #: Ids that a build user is given in examples: far above those that adduser hands out by itself.
 _SUBORDINATE = "10000000-10065535"
-_COMMON = (
+#: What every root has, beside its compiler.
+COMMON_PACKAGES = (
     "bc",
     "binutils",
     "bison",
     "busybox-static",
+    "cpio",
+    "dwarves",
     "flex",
     "gcc",
     "kmod",
     "libc6-dev",
     "libelf-dev",
     "libssl-dev",
+    "lz4",
     "make",
+    "openssl",
     "patch",
     "perl-base",
     "python3-minimal",
+    "rsync",
     "xz-utils",
+    "zstd",
 )
 
 
 @dataclass(frozen=True)
 class RootSpec:
-    """What a root is made from; ``kpatch`` says whether the suite has kpatch's tools."""
+    """What a root is made from; ``kpatch`` says whether the suite has kpatch's tools.
+
+    ``mirror`` is where it is made from, if not from the suite's own archive.
+    """
 
     suite: str
     packages: tuple[str, ...]
-    kpatch: bool
+    kpatch: bool = False
+    mirror: str | None = None
 
 
 SPECS = {
-    "bookworm": RootSpec("bookworm", (*_COMMON, "gcc-12"), kpatch=False),
-    "trixie": RootSpec("trixie", (*_COMMON, "gcc-14"), kpatch=True),
+    "bookworm": RootSpec("bookworm", (*COMMON_PACKAGES, "gcc-12"), kpatch=False),
+    "trixie": RootSpec("trixie", (*COMMON_PACKAGES, "gcc-14"), kpatch=True),
 }
 
 
@@ -100,13 +111,18 @@ class Root:
 class Roots:
     """The build roots of a machine, below one directory."""
 
-    def __init__(self, directory: Path, mirror: str | None = None) -> None:
+    def __init__(self, directory: Path, mirror: str | None = None, more: Mapping[str, RootSpec] | None = None) -> None:
         self._directory = directory
         self._mirror = mirror
+        self._specs = {**SPECS, **(more or {})}
 
     def names(self) -> list[str]:
         """The roots that can be made."""
-        return sorted(SPECS)
+        return sorted(self._specs)
+
+    def spec(self, name: str) -> RootSpec:
+        """What a root is made from."""
+        return self._specs[name]
 
     def installed(self) -> list[Root]:
         """The roots that are there."""
@@ -162,9 +178,10 @@ class Roots:
             yield
 
     def _make(self, name: str, progress: Progress) -> Root:
-        spec = SPECS.get(name)
+        spec = self._specs.get(name)
         if spec is None:
-            raise InvalidSettingError(f"There is no recipe for a root '{name}'.", hint=f"Known: {', '.join(SPECS)}.")
+            known = ", ".join(self._specs)
+            raise InvalidSettingError(f"There is no recipe for a root '{name}'.", hint=f"Known: {known}.")
         find_program("mmdebstrap", hint="Install mmdebstrap (apt-get install mmdebstrap).")
         for left in self._directory.glob(f".{name}.part.*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -181,7 +198,7 @@ class Roots:
                         *self._arguments(spec),
                         spec.suite,
                         archive,
-                        *([self._mirror] if self._mirror else []),
+                        *([mirror] if (mirror := spec.mirror or self._mirror) else []),
                     ],
                     timeout=1800,
                     sink=progress.log,

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from elivepatch.errors import DiskFullError, InvalidSettingError, ResourceExhaustedError
 from elivepatch.process import NO_SPACE, Completed, Guard, LineSink, command_line, find_program, run
@@ -28,6 +29,11 @@ SANDBOX_UID = 65533
 #: Where the tree and the job's directory stand inside; both are made when a root is made.
 TREE = Path("/elivepatch/tree")
 JOB = Path("/elivepatch/job")
+_TREE = PurePosixPath(TREE)
+
+#: Directories of a root that another place of the tree may lie in: what a root has there, no build needs.
+_PLACES = ("/usr/src", "/home", "/root", "/srv", "/opt", "/mnt", "/media", "/var/tmp")  # noqa: S108
+_PLACE = re.compile(r"(?:/[A-Za-z0-9_+@~%=.-]+){1,32}")
 
 #: Not every program says that the disk was full. With less room than the first it was; than the second, if it says so.
 _FULL_BYTES = 1024**2
@@ -91,12 +97,16 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A build root, and what can be seen in it beside the root: ``tree`` (an overlay) and ``job`` (writable)."""
+    """A build root, and what can be seen in it beside the root: ``tree`` (an overlay) and ``job`` (writable).
+
+    ``place`` is where the tree stands inside; see `can_stand_at`.
+    """
 
     root: Path
     tree: Overlay | None = None
     job: Path | None = None
     read_only: Mapping[Path, Path] = field(default_factory=dict[Path, Path])
+    place: PurePosixPath = _TREE
     limits: Limits = field(default_factory=Limits)
 
     def prefix(self, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> list[str]:
@@ -125,10 +135,12 @@ class Sandbox:
         for inside, outside in self.read_only.items():
             words += ["--ro-bind", str(outside), str(inside)]
         if self.tree is not None:
-            words += ["--bind", str(self.tree.mountpoint), str(TREE)]
+            if above := _above(self.place):
+                words += ["--tmpfs", above]
+            words += ["--bind", str(self.tree.mountpoint), str(self.place)]
         if self.job is not None:
             words += ["--bind", str(self.job), str(JOB)]
-        words += ["--chdir", str(cwd or (TREE if self.tree else Path("/"))), "--clearenv"]
+        words += ["--chdir", str(cwd or (self.place if self.tree else "/")), "--clearenv"]
         for name, value in {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", **(env or {})}.items():
             words += ["--setenv", name, value]
         if as_root:
@@ -174,6 +186,19 @@ class Sandbox:
             if free < _FULL_BYTES or (free < _ROOM_BYTES and NO_SPACE.search(done.stderr)):
                 raise DiskFullError(f"No space is left on the device: {command_line(argv)} in {writable}")
         return done
+
+
+def can_stand_at(place: str) -> bool:
+    """Whether a tree can stand at a path inside: where its host built it, so that what holds the path is the same."""
+    return place == str(TREE) or (_above(PurePosixPath(place)) is not None and ".." not in place.split("/"))
+
+
+def _above(place: PurePosixPath) -> str | None:
+    """The directory of a root that is covered for a tree to stand at this place."""
+    text = str(place)
+    if not _PLACE.fullmatch(text):
+        return None
+    return next((above for above in _PLACES if text.startswith(f"{above}/")), None)
 
 
 def usage_guard(directory: Path, limit_bytes: int) -> Guard:

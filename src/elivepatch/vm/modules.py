@@ -8,10 +8,7 @@ include/linux/module.h in the kernel's source).
 
 from __future__ import annotations
 
-import gzip
 import io
-import lzma
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +16,8 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from elivepatch import process
 from elivepatch.errors import InvalidInputError, NotFoundError
+from elivepatch.kernel.compressed import read_module
 
 _PACKAGE_HINT = "Get the kernel's package again: what was unpacked of it is damaged."
 
@@ -28,32 +25,6 @@ _PACKAGE_HINT = "Get the kernel's package again: what was unpacked of it is dama
 def module_name(path: Path | str) -> str:
     """The name under which the kernel knows the module of this file: without suffixes, ``_`` for ``-``."""
     return Path(path).name.split(".ko")[0].replace("-", "_")
-
-
-def read_module(path: Path) -> bytes:
-    """The ELF file in a ``.ko``, ``.ko.xz``, ``.ko.gz`` or ``.ko.zst``.
-
-    Raises InvalidInputError for one that cannot be decompressed, ToolUnavailableError where zstd is needed and absent.
-    """
-    try:
-        if path.suffix == ".xz":
-            return lzma.decompress(path.read_bytes())
-        if path.suffix == ".gz":
-            return gzip.decompress(path.read_bytes())
-        if path.suffix == ".zst":
-            return _unzstd(path)
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError, process.ProgramError) as error:
-        raise InvalidInputError(f"{path} cannot be decompressed: {error}", hint=_PACKAGE_HINT) from error
-    return path.read_bytes()
-
-
-def _unzstd(path: Path) -> bytes:
-    # Python reads zstd from 3.14 on; the program's output goes through a file because it is not text
-    zstd = process.find_program("zstd", hint="Install zstd: the modules of this kernel are compressed with it.")
-    with tempfile.TemporaryDirectory(prefix="elivepatch-zstd-") as name:
-        output = Path(name) / "module"
-        process.run([zstd, "-dcq", "--", path], stdout=output, timeout=60)
-        return output.read_bytes()
 
 
 def modinfo(elf: bytes) -> dict[str, tuple[str, ...]]:

@@ -22,11 +22,11 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import InternalError
@@ -53,11 +53,7 @@ class _StoredJob(_Stored):
     files: tuple[_StoredFile, ...]
 
 
-class _StoredWorkshop(_Stored):
-    cache: Path
-    parallel: int
-    kernels_limit_bytes: int
-    mirror: str | None
+_WORKSHOP = TypeAdapter(Workshop)
 
 
 @dataclass(frozen=True)
@@ -162,12 +158,11 @@ class JobDirectory:
 
     def write_workshop(self, workshop: Workshop) -> None:
         """Say where the build is made."""
-        stored = _StoredWorkshop(**asdict(workshop))
-        write_atomically(self.path / "workshop.json", stored.model_dump_json().encode())
+        write_atomically(self.path / "workshop.json", _WORKSHOP.dump_json(workshop))
 
     def read_workshop(self) -> Workshop:
         """Where the build is made."""
-        return Workshop(**_StoredWorkshop.model_validate_json((self.path / "workshop.json").read_bytes()).model_dump())
+        return _WORKSHOP.validate_json((self.path / "workshop.json").read_bytes())
 
     def prepare_attempt(self) -> None:
         """Clear away what an earlier attempt left, its events excepted: those were told."""

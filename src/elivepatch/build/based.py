@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Trees with base patches: what a host's kernel was built from, where that is a source with patches on top.
+
+The patches are applied as the host applied them, by GNU patch with its own tolerance. The result is a tree of its own
+that shares every file it did not change with the pristine one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from elivepatch.build import unpack
+from elivepatch.build.store import remove_tree
+from elivepatch.errors import Diagnosis, DoesNotApplyError, InvalidPatchError
+from elivepatch.process import run
+from elivepatch.progress import Progress
+from elivepatch.toolchains.roots import Root
+from elivepatch.toolchains.sandbox import JOB, Overlay, Sandbox, give_to_sandbox
+
+#: Raised when the same patches give another tree.
+FORMAT = 1
+_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+
+
+def make(source: Path, patches: Sequence[tuple[str, bytes]], root: Root, progress: Progress, work: Path) -> None:
+    """Fill ``work`` with the tree of ``source`` and the patches on top of it, in their order.
+
+    Raises DoesNotApplyError, naming the patch, with what `patch` said.
+    """
+    progress.step(f"applying {len(patches)} base patches")
+    scratch = Path(tempfile.mkdtemp(prefix=f"{work.name}.base.", dir=work.parent))
+    scratch.chmod(0o755)
+    try:
+        upper, job = scratch / "upper", scratch / "job"
+        overlay = Overlay((source,), upper, scratch / "work", scratch / "tree")
+        for directory in (overlay.upper, overlay.work, overlay.mountpoint, job):
+            directory.mkdir()
+            give_to_sandbox(directory)
+        sandbox = Sandbox(root.path, overlay, job)
+        for number, (name, data) in enumerate(patches, start=1):
+            _apply(sandbox, job, f"{number}", name, data)
+        # a hard link for each file: some seconds, and no room
+        run(["cp", "-a", "-l", "--no-target-directory", source, work], timeout=600)
+        _merge(upper, work)
+    finally:
+        remove_tree(scratch)
+    unpack.own(work)
+
+
+def _apply(sandbox: Sandbox, job: Path, place: str, name: str, data: bytes) -> None:
+    if not data.strip():
+        raise InvalidPatchError(f"The base patch {name} is empty.", hint="Leave it out.")
+    (job / place).write_bytes(data)
+    # as portage's eapply does it: no questions, no file from a version control system, no backups
+    words = ["patch", "-p1", "-f", "-g0", "--no-backup-if-mismatch", "-i", f"{JOB}/{place}"]
+    done = sandbox.run(words, check=False)
+    if done.returncode == 0:
+        return
+    said = (done.stdout + done.stderr).strip()
+    hint = "Give the patches that the host's kernel was built with, all of them, in their order, against this source."
+    lines = [line for line in said.splitlines() if "FAILED" in line or "can't find" in line or "malformed" in line]
+    raise DoesNotApplyError(
+        f"The base patch {name} does not apply: {'; '.join(lines[:3]) or said[-500:]}",
+        hint=hint,
+        diagnosis=[
+            Diagnosis(rule="base-patch", message=line, file=name, hint=hint) for line in (lines[:50] or [said[-2000:]])
+        ],
+    )
+
+
+def _merge(upper: Path, target: Path) -> None:
+    """Carry what a writable layer of overlayfs holds over to a tree (Documentation/filesystems/overlayfs.rst)."""
+    for entry in os.scandir(upper):
+        path, place = Path(entry.path), target / entry.name
+        facts = path.lstat()
+        if stat.S_ISDIR(facts.st_mode):
+            if place.is_symlink() or not place.is_dir() or _is_opaque(path):
+                _remove(place)
+                place.mkdir()
+            _merge(path, place)
+        else:
+            _remove(place)  # the file itself may be shared: it is never written to
+            if stat.S_ISREG(facts.st_mode):
+                shutil.copyfile(path, place)
+                place.chmod(facts.st_mode & 0o755)
+            elif stat.S_ISLNK(facts.st_mode):
+                place.symlink_to(path.readlink())
+            # else a character device 0/0: the file was removed
+
+
+def _is_opaque(path: Path) -> bool:
+    for name in _OPAQUE:
+        try:
+            if os.getxattr(path, name) == b"y":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
