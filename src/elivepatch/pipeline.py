@@ -109,6 +109,7 @@ def request_key(job: Job, workshop: Workshop) -> str:
         "base_patches": [_digest(file.data) for file in job.base_patches],
         "config": _digest(job.config),
         "check": _digest(job.check),
+        "symbols": _digest(job.symbols),
         "roots": {root.name: root.digest for root in workshop.roots.installed()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

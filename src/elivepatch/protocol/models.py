@@ -73,8 +73,8 @@ class PackageFacts(Model):
         default=(), max_length=256
     )
     variables: dict[
-        Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")], Annotated[str, Field(max_length=4096)]
-    ] = Field(default_factory=dict, max_length=32)
+        Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")], Annotated[str, Field(max_length=512)]
+    ] = Field(default_factory=dict, max_length=16)
 
 
 class HostFacts(Model):

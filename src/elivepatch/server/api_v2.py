@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from elivepatch.errors import NotFoundError
 from elivepatch.protocol.models import Build, BuildPage, BuildRequest, BuildStatus, Health, KernelEntry, Model, Problem
 from elivepatch.server.events import EventStreams, text_log
+from elivepatch.server.images import take_image
 from elivepatch.server.metrics import Metrics
 from elivepatch.server.problems import MEDIA_TYPE
 from elivepatch.server.service import Service
@@ -24,6 +26,9 @@ BASE = "/elivepatch/api/v2"
 #: The pattern is for those who read the description; what has another form is answered 404, like what is not there.
 Id = Annotated[
     str, Path(description="the id of a build, as its address holds it", json_schema_extra={"pattern": "^[0-9a-f]{32}$"})
+]
+Digest = Annotated[
+    str, Path(description="SHA-256 of an archive, in hex", json_schema_extra={"pattern": "^[0-9a-f]{64}$"})
 ]
 _Responses = dict[int | str, dict[str, Any]]  # Any: FastAPI's own type
 
@@ -39,6 +44,7 @@ _FORM = {
         "base_patch": {**_FILES, "description": "patches that the running kernel already has"},
         "config": {**_BINARY, "description": "the configuration of the running kernel"},
         "check": {**_BINARY, "description": "a script for the boot test"},
+        "symbols": {**_BINARY, "description": "the symbol layout of the running kernel, packed"},
     },
 }
 
@@ -60,6 +66,11 @@ class Kernels(Model):
     """The prepared kernels that the server has at hand."""
 
     kernels: tuple[KernelEntry, ...]
+
+
+def _check_digest(sha256: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise NotFoundError("No image has such an address.", hint="It is the SHA-256 of the archive, in hex.")
 
 
 def problems(*statuses: int) -> _Responses:
@@ -100,7 +111,7 @@ def router(service: Service, streams: EventStreams, metrics: Metrics) -> APIRout
         responses={
             200: {"model": Build, "description": "a build with this key has ended: done, or refused"},
             202: {"description": "the build waits or runs", "headers": {"Location": {"schema": {"type": "string"}}}},
-            **problems(400, 408, 413, 415, 422, 503, 507),
+            **problems(400, 404, 408, 413, 415, 422, 503, 507),
         },
         openapi_extra={
             "requestBody": {
@@ -120,6 +131,38 @@ def router(service: Service, streams: EventStreams, metrics: Metrics) -> APIRout
         row = await run_in_threadpool(service.submit, job)
         headers = {"Location": f"{BASE}/builds/{row.id}"}
         return answer(row.as_build(), 200 if row.state.final else 202, headers)
+
+    @api.put(
+        "/images/{sha256}",
+        operation_id="put_image",
+        summary="Send the image of a kernel that nobody publishes, once for all of its builds",
+        status_code=204,
+        response_class=Response,
+        responses={204: {"description": "it is here"}, **problems(404, 408, 413, 422, 503, 507)},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _BINARY}}},
+        },
+    )
+    async def put_image(request: Request, sha256: Digest) -> Response:
+        """The body is the archive that the client makes of a build directory; its address is its digest."""
+        _check_digest(sha256)
+        images, incoming = service.settings.workshop.images, service.settings.data / "incoming"
+        await take_image(request, sha256, images, incoming, slots=slots, seconds=service.settings.image_seconds)
+        return Response(status_code=204)
+
+    @api.get(
+        "/images/{sha256}",
+        operation_id="get_image",
+        summary="Whether an image is here",
+        status_code=204,
+        response_class=Response,
+        responses={204: {"description": "it is here"}, **problems(404)},
+    )
+    def get_image(sha256: Digest) -> Response:
+        _check_digest(sha256)
+        if not service.settings.workshop.images.has(sha256):
+            raise NotFoundError(f"The image {sha256[:12]} is not here.", hint="Send it: PUT to the same address.")
+        return Response(status_code=204)
 
     @api.get(
         "/builds",

@@ -62,6 +62,11 @@ class Service:
 
         Raises InvalidPatchError for what is no patch, BusyError when the queue is full, DiskFullError.
         """
+        if job.request.image is not None and not self.settings.workshop.images.has(job.request.image):
+            raise NotFoundError(
+                f"The image {job.request.image[:12]} is not here, or not any more.",
+                hint=f"Send it first: PUT images/{job.request.image}",
+            )
         key = self.key(job, self.settings.workshop)
         row = self._standing(key)
         if row is not None:

@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     streams: int = Field(default=500, ge=1, le=100_000, description="event streams that are open at once")
     attempts: int = Field(default=2, ge=1, le=10, description="how often a build is started whose process died")
     upload_seconds: Seconds = Field(default=60.0, description="how long an upload may take to arrive")
+    image_seconds: Seconds = Field(default=3600.0, description="how long an image of a host may take to arrive")
     build_seconds: Seconds = Field(default=3600.0, description="how long a build may run")
     cancel_seconds: Seconds = Field(default=5.0, description="how long a cancelled build may take to end by itself")
     keepalive_seconds: Seconds = Field(default=15.0, description="silence in an event stream before a comment")

@@ -24,6 +24,7 @@ from elivepatch.errors import (
     UnsupportedMediaTypeError,
     UploadTimeoutError,
 )
+from elivepatch.kernel import layout
 from elivepatch.pipeline import InputFile, Job
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest
@@ -48,9 +49,10 @@ _KINDS = {
     "base_patch": _Kind(limits.PATCH_BYTES, limits.PATCHES),
     "config": _Kind(limits.CONFIG_BYTES, 1),
     "check": _Kind(limits.CHECK_BYTES, 1),
+    "symbols": _Kind(layout.PACKED_LIMIT, 1),
 }
-#: Parts that the contract knows and this server cannot use yet.
-_NOT_OFFERED = {"vmlinux", "symvers"}
+#: Files that come in an archive of their own, once for all builds of a kernel.
+_IN_ARCHIVE = {"vmlinux", "symvers"}
 
 
 @dataclass
@@ -104,10 +106,10 @@ class _Form:
         field_name = options.get(b"name", b"").decode("utf-8", "replace")
         if disposition != b"form-data" or not field_name:
             raise BadRequestError("A part of the request has no name.", hint=_HINT)
-        if field_name in _NOT_OFFERED:
+        if field_name in _IN_ARCHIVE:
             raise NotOfferedError(
-                f"This server cannot use the part '{field_name}' yet.",
-                hint="Leave it out: the server gets the kernel's own files from where the kernel comes from.",
+                f"This server takes no part '{field_name}'.",
+                hint="The image of a host's kernel is sent once, as an archive: PUT images/SHA256 (docs/api.md).",
             )
         kind = _KINDS.get(field_name)
         if kind is None:
@@ -221,11 +223,12 @@ def _as_job(form: _Form) -> Job:
         request = BuildRequest.model_validate_json(form.parts["request"][0].data)
     except ValidationError as error:
         raise model_error(error, "The part 'request'") from error
-    config, check = form.parts["config"], form.parts["check"]
+    config, check, symbols = (form.parts[name] for name in ("config", "check", "symbols"))
     return Job(
         request=request,
         patches=tuple(form.parts["patch"]),
         base_patches=tuple(form.parts["base_patch"]),
         config=config[0].data if config else None,
         check=check[0].data if check else None,
+        symbols=symbols[0].data if symbols else None,
     )

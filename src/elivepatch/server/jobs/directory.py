@@ -24,7 +24,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -35,13 +35,15 @@ from elivepatch.protocol.models import BuildRequest, Report
 from elivepatch.server.artifacts import sync_directory, write_atomically
 from elivepatch.workshop import Workshop
 
+_Role = Literal["patch", "base_patch", "config", "check", "symbols"]
+
 
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _StoredFile(_Stored):
-    role: Literal["patch", "base_patch", "config", "check"]
+    role: _Role
     name: str
     file: str
     sha256: str
@@ -139,7 +141,7 @@ class JobDirectory:
         """The build that was asked for, and its key. Raises InternalError when it was altered."""
         try:
             stored = _StoredJob.model_validate_json((self.path / "request.json").read_bytes())
-            found: dict[str, list[InputFile]] = {"patch": [], "base_patch": [], "config": [], "check": []}
+            found: dict[str, list[InputFile]] = {role: [] for role in get_args(_Role)}
             for index, entry in enumerate(stored.files):
                 data = (self.path / f"input-{index}").read_bytes()
                 if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -153,6 +155,7 @@ class JobDirectory:
             base_patches=tuple(found["base_patch"]),
             config=found["config"][0].data if found["config"] else None,
             check=found["check"][0].data if found["check"] else None,
+            symbols=found["symbols"][0].data if found["symbols"] else None,
         )
         return job, stored.key
 
@@ -243,7 +246,7 @@ def hold_lock(handle: int) -> None:
     os.pwrite(handle, f"{os.getpid()} {process_start(os.getpid())}\n".encode("ascii"), 0)
 
 
-def _inputs(job: Job) -> Generator[tuple[Literal["patch", "base_patch", "config", "check"], str, bytes]]:
+def _inputs(job: Job) -> Generator[tuple[_Role, str, bytes]]:
     for file in job.patches:
         yield "patch", file.name, file.data
     for file in job.base_patches:
@@ -252,6 +255,8 @@ def _inputs(job: Job) -> Generator[tuple[Literal["patch", "base_patch", "config"
         yield "config", "config", job.config
     if job.check is not None:
         yield "check", "check", job.check
+    if job.symbols is not None:
+        yield "symbols", "symbols", job.symbols
 
 
 def _end_last_line(path: Path) -> None:
