@@ -172,9 +172,8 @@ def run(
     ``timeout`` is wall seconds. ``stdin`` may come in pieces. ``stdout`` writes standard output to a file instead of
     keeping it. ``sink`` gets each line of both streams as it comes. ``guard`` is called five times a second and ends
     the program by raising. ``memory_bytes`` bounds what the program and all that it starts hold in memory together
-    (looked at as often). ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix.
-    Raises ProgramError for a failure (unless ``check`` is false) and for a timeout, ToolUnavailableError where the
-    program is missing.
+    (looked at as often). ``shown`` is the command to name in an error, where the argv holds a sandbox's prefix. Raises
+    ProgramError for a failure (unless ``check`` is false) and a timeout, ToolUnavailableError for a missing program.
     """
     words = [str(word) for word in argv]
     if shutil.which(words[0], path=PATH) is None:

@@ -21,6 +21,7 @@ from elivepatch.errors import (
     SourceRejectedError,
 )
 from elivepatch.progress import Progress
+from elivepatch.sources import git as module
 from elivepatch.sources.git import GitRepository
 from elivepatch.sources.trees import SourceTree
 
@@ -184,6 +185,25 @@ def test_what_is_not_there(repository: Repository, tmp_path: Path) -> None:
     nowhere = GitRepository(f"file://{tmp_path}/nowhere", repository.cache, local=True)
     with pytest.raises(DownloadFailedError, match="nowhere"):
         nowhere.tree("main", Progress())
+
+
+def test_a_server_that_gives_away_only_what_it_names(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In git's older protocol a server gives away the ends of branches and tags only."""
+    monkeypatch.setitem(module._OPTIONS, "protocol.version", "0")
+    source = repository.source()
+    inside = repository.commit(3)
+    tree = source.tree("main", Progress())
+    repository.commit(4)
+    with pytest.raises(KernelUnavailableError, match=inside):  # it was the end of main a moment ago
+        tree.fetch(Progress())
+    with pytest.raises(KernelUnavailableError, match=inside) as caught:
+        source.tree(inside, Progress()).fetch(Progress())
+    assert "whole repository" in (caught.value.hint or "")
+    assert composed(source.tree("main", Progress()), tmp_path / "x")["Makefile"][0] == MAKEFILE.format(4).encode()
+    whole = repository.source(whole=True)
+    assert composed(whole.tree(inside, Progress()), tmp_path / "y")["Makefile"][0] == MAKEFILE.format(3).encode()
 
 
 def test_a_short_id_is_known_in_a_whole_mirror(repository: Repository, tmp_path: Path) -> None:
