@@ -3,28 +3,35 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import re
 import struct
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elf_builder import ALLOC, EXEC, FILE, FUNC, GLOBAL, NOTE, NOTYPE, Part, Sym, elf, note
+from elivepatch import process
 from elivepatch.errors import (
     BuildIdMismatchError,
+    DiskFullError,
     InputTooLargeError,
     InvalidInputError,
     KernelUnavailableError,
     NotFoundError,
+    UnavailableError,
 )
 from elivepatch.kernel import archive
 from elivepatch.kernel.archive import Facts, allowed, header, write_end, write_member
@@ -286,6 +293,32 @@ def test_a_damaged_module_is_named(host: HostTree, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         host.collect(tmp_path / "sent")
     assert str(damaged) in caught.value.message
+
+
+class Full(io.RawIOBase):
+    """A disk without room."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_and_a_file_that_cannot_be_read(host: HostTree, tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError):
+        collect(host.build, RELEASE, cast("BinaryIO", Full()), Progress(), root=host.root)
+    damaged = host.build / "Module.symvers"
+    damaged.unlink()
+    damaged.symlink_to("/proc/self/mem")  # may be opened, and gives an input/output error
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        host.collect(tmp_path / "sent")
+
+
+def test_a_host_needs_no_elf_library() -> None:
+    modules = "layout, archive, archive_reader, build_directory"
+    program = f"import sys; sys.modules['elftools'] = None; from elivepatch.kernel import {modules}"
+    process.run([sys.executable, "-c", program], env={"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 # -- what is taken in

@@ -7,6 +7,7 @@ writer would have made. So no link, no path, no owner, no extension of tar can b
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.errors import DiskFullError, InputTooLargeError, InvalidInputError
 from elivepatch.kernel.archive import (
     BLOCK,
     NEEDED,
@@ -167,14 +168,20 @@ def read_archive(source: Path | BinaryIO, target: Path, limits: Limits | None = 
     """Take an archive in: lay its members out below ``target``, an empty directory of the caller's, and check them.
 
     Nothing is written but what the format allows, under its own names; what is left of a bad archive is the caller's
-    to remove. Raises InvalidInputError for whatever is not of the format, InputTooLargeError beyond the limits.
+    to remove. Raises InvalidInputError for whatever is not of the format, InputTooLargeError beyond the limits, and
+    DiskFullError.
     """
     if isinstance(source, Path):
         with source.open("rb") as stream:
             return read_archive(stream, target, limits)
     limits = limits or Limits()
     unpacked = _Unpacked(source, limits)
-    names = _unpack(unpacked, target, limits)
+    try:
+        names = _unpack(unpacked, target, limits)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"No space is left for the kernel that is sent, in {target}.") from error
+        raise
     for name in NEEDED:
         if name not in names:
             raise InvalidInputError(f"The archive holds no {name}.", hint=_AGAIN)

@@ -8,6 +8,7 @@ the source tree or beside it (``make O=DIRECTORY``, whose ``source`` leads to th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import lzma
 import mmap
@@ -21,10 +22,12 @@ from typing import BinaryIO
 from elivepatch import process
 from elivepatch.errors import (
     BuildIdMismatchError,
+    DiskFullError,
     InputTooLargeError,
     InvalidInputError,
     KernelUnavailableError,
     NotFoundError,
+    UnavailableError,
 )
 from elivepatch.kernel import archive
 from elivepatch.kernel.archive import Facts, check_vmlinuz, elf_build_id, module_name, opened_elf
@@ -121,8 +124,27 @@ def collect(
     ``modules`` are the names of those to send, all where it is None. Memory stays within some megabytes beside the
     largest compressed module. Raises what `check_build_directory` raises; NotFoundError for a module that is not
     installed; InvalidInputError for a file of the build that is not what it should be; ToolUnavailableError where
-    modules are compressed with zstd and it is not installed.
+    modules are compressed with zstd and it is not installed; UnavailableError for what cannot be read, DiskFullError.
     """
+    try:
+        return _collect(build_directory, release, out, progress, root, modules)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError("No space is left for the archive of the kernel.") from error
+        raise UnavailableError(
+            f"{error.filename or 'A file of the kernel'} cannot be read: {error.strerror or error}.",
+            hint="Run as root.",
+        ) from error
+
+
+def _collect(
+    build_directory: Path,
+    release: str,
+    out: BinaryIO,
+    progress: Progress,
+    root: Path,
+    modules: Collection[str] | None,
+) -> Collected:
     build_id = check_build_directory(build_directory, release, root)
     source = build_directory / "source"
     facts = Facts(
