@@ -82,6 +82,8 @@ class FakeKernel:
 
     A transition takes ``seconds``; with ``stuck`` the one to the patched state never ends, with ``stuck_back`` the one
     back neither. ``refuse`` is an errno for every load. ``busy`` is how often an unload is answered with EAGAIN.
+    With ``replace`` a livepatch ends all others when its transition does, and the kernel lets go of them ``lingers``
+    later; until then the functions of theirs that it does not have are with it too (klp_add_nops).
     """
 
     root: Path
@@ -90,6 +92,8 @@ class FakeKernel:
     stuck_back: bool = False
     refuse: int | None = None
     busy: int = 1
+    replace: bool = True
+    lingers: float = 0.3
     functions: tuple[tuple[str, str], ...] = FUNCTIONS
     taint: int = 1 << 12 | 1 << 13 | 1 << 15
     interrupt_at: float | None = None
@@ -97,6 +101,8 @@ class FakeKernel:
     log: list[str] = field(default_factory=list[str])
     targets: dict[str, bool] = field(default_factory=dict[str, bool])
     ends: dict[str, float] = field(default_factory=dict[str, float])
+    leaves: dict[str, float] = field(default_factory=dict[str, float])
+    own: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict[str, tuple[tuple[str, str], ...]])
 
     # -- the system calls
 
@@ -168,7 +174,9 @@ class FakeKernel:
                 "proc/sys/kernel/tainted": f"{int((self.root / 'proc/sys/kernel/tainted').read_text()) | self.taint}\n",
             },
         )
-        for klp_object, function in self.functions:
+        self.own[name] = self.functions
+        others = [name for name in self.targets if self.replace and not moved]
+        for klp_object, function in (*self.functions, *(f for other in others for f in self.own[other])):
             (self.root / place / klp_object / f"{function},1").mkdir(parents=True, exist_ok=True)
             put(self.root, {f"{place}/{klp_object}/patched": "1\n"})
         self.targets[name] = True
@@ -194,10 +202,26 @@ class FakeKernel:
                 continue
             self._tasks("-1")
             if target:
-                (place / "transition").write_text("0\n")
+                self._finish(name)
             else:
                 del self.targets[name]
                 shutil.rmtree(place)
+        for name, when in list(self.leaves.items()):
+            if self.time >= when:
+                del self.targets[name], self.leaves[name]
+                shutil.rmtree(self.root / "sys/kernel/livepatch" / name)
+
+    def _finish(self, name: str) -> None:
+        place = self.root / "sys/kernel/livepatch" / name
+        if self.replace:
+            for path in list(place.glob("*/*,1")):
+                if (path.parent.name, path.name[:-2]) not in self.own[name]:
+                    path.rmdir()
+            for other in self.targets:
+                if other != name:
+                    (self.root / "sys/kernel/livepatch" / other / "enabled").write_text("0\n")
+                    self.leaves[other] = self.time + self.lingers
+        (place / "transition").write_text("0\n")
 
 
 def fake_host(tmp_path: Path, kernel: FakeKernel | None = None, *, user: int | None = None) -> tuple[Host, FakeKernel]:

@@ -8,54 +8,18 @@ import hashlib
 import json
 import stat
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from client_fakes import BUILD_ID, CONFIG, NAME, RELEASE, FakeKernel, elf_module, fake_host, put
+from client_fakes import BUILD_ID, CONFIG, NAME, RELEASE, elf_module, fake_host, put
+from client_rig import PATCH, Rig
 from client_server import KEY, Server, done_report, serving
-from elivepatch.client.cli import cli
 from elivepatch.client.host import Host
 from elivepatch.kernel.running import livepatch, livepatches
 
 pytestmark = pytest.mark.integration
-
-PATCH = "--- a/fs/proc/meminfo.c\n+++ b/fs/proc/meminfo.c\n@@ -1 +1 @@\n-a\n+b\n"
-
-
-@dataclass
-class Rig:
-    server: Server
-    host: Host
-    kernel: FakeKernel
-    tmp: Path
-
-    def run(self, *arguments: str | Path, patch: bool = True, env: dict[str, str] | None = None) -> Result:
-        path = self.tmp / "meminfo.patch"
-        if patch and not path.exists():
-            path.write_text(PATCH)
-        words = [str(word) for word in arguments]
-        if patch:
-            words = ["-p", str(path), "-u", self.server.url, *words]
-        environment = {"ELIVEPATCH_STATE_DIR": str(self.state), **(env or {})}
-        return CliRunner(env=environment).invoke(cli, words, obj=self.host, catch_exceptions=False)
-
-    @property
-    def state(self) -> Path:
-        return self.tmp / "state"
-
-    @property
-    def module(self) -> Path:
-        return self.state / "modules" / RELEASE / f"{NAME}.ko"
-
-    def journal(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.state / "journal").glob("*.json"))]
-
-    def steps(self) -> list[str]:
-        return [step["step"] for step in self.journal()[-1]["steps"]]
 
 
 @pytest.fixture
@@ -80,10 +44,11 @@ def test_a_patch_becomes_a_loaded_livepatch(rig: Rig) -> None:
 
 
 def test_what_is_sent_is_the_hosts_own_facts(rig: Rig) -> None:
-    put(rig.tmp, {"base.patch": PATCH, "second.patch": PATCH, "check.sh": "#!/bin/sh\n"})
+    put(rig.tmp, {"base.patch": PATCH, "second.patch": PATCH + "\n", "check.sh": "#!/bin/sh\n"})
     rig.kernel.add("livepatch_old", moved=True)
     result = rig.run(
-        *("-p", rig.tmp / "second.patch", "--base-patch", rig.tmp / "base.patch", "--check", rig.tmp / "check.sh")
+        *("-p", rig.tmp / "second.patch", "--base-patch", rig.tmp / "base.patch", "--check", rig.tmp / "check.sh"),
+        "--drop-earlier",
     )
     assert result.exit_code == 0, result.output
     parts = rig.server.seen[0].parts()
@@ -148,6 +113,18 @@ def test_the_same_again_changes_nothing(rig: Rig) -> None:
     assert result.exit_code == 0
     assert f"{NAME} is already loaded" in result.stdout
     assert rig.kernel.log.count(f"load {NAME}") == 1
+    assert "already contained: meminfo.patch" in result.stderr
+    assert rig.server.paths("POST") == ["/builds"]
+    assert rig.steps() == ["present"]
+
+
+def test_what_the_server_gives_again_is_not_loaded_again(rig: Rig) -> None:
+    rig.run()
+    result = rig.run("--drop-earlier")
+    assert result.exit_code == 0
+    assert f"{NAME} is already loaded" in result.stdout
+    assert rig.server.paths("POST") == ["/builds"] * 2
+    assert rig.kernel.log.count(f"load {NAME}") == 1
     assert rig.steps() == ["requested", "present"]
 
 
@@ -155,7 +132,7 @@ def test_another_module_of_the_same_name_is_not_put_over_it(rig: Rig) -> None:
     rig.run()
     before = rig.module.read_bytes()
     rig.server.module = elf_module() + b"other"
-    result = rig.run()
+    result = rig.run("--drop-earlier")
     assert result.exit_code == 4
     assert "already holds a livepatch named" in result.stderr
     assert rig.module.read_bytes() == before

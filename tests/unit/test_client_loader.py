@@ -35,10 +35,18 @@ class Bench:
     def loader(self) -> Loader:
         return Loader(self.host, timeout=20, tell=self.words.append, record=self.record)
 
-    def load(self, functions: frozenset[tuple[str, str]] = frozenset(FUNCTIONS), **more: bool) -> Loaded:
+    def load(
+        self,
+        functions: frozenset[tuple[str, str]] = frozenset(FUNCTIONS),
+        *,
+        replaces: frozenset[str] = frozenset(),
+        through_kpatch: bool = False,
+    ) -> Loaded:
         self.path.write_bytes(self.data)
         digest = hashlib.sha256(self.data).hexdigest()
-        return self.loader.load(self.path, digest, read_module(self.data), functions, **more)
+        return self.loader.load(
+            self.path, digest, read_module(self.data), functions, replaces=replaces, through_kpatch=through_kpatch
+        )
 
     @property
     def root(self) -> Path:

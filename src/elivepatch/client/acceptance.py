@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from elivepatch.errors import BuildIdMismatchError, Diagnosis, ModuleRejectedError
+from elivepatch.errors import BuildIdMismatchError, Diagnosis, HostError, ModuleRejectedError
 from elivepatch.kernel.module_file import ModuleFile, read_module
 from elivepatch.kernel.running import RELEASE, RunningKernel
 from elivepatch.protocol.models import Report
@@ -88,6 +88,25 @@ def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, *,
     verification = report.verification
     if verify and not (verification and verification.booted and verification.loaded and verification.reverted):
         raise _rejected("it has not passed a boot test", hint="With --no-verify it would be loaded all the same.")
+
+
+def check_can_load(kernel: RunningKernel, user: int) -> tuple[str, ...]:
+    """Check that ``user`` can load a livepatch into the running kernel at all; gives what there is to be warned of.
+
+    Raises HostError.
+    """
+    hint = "With --no-load -o FILE the module is only fetched."
+    if user != 0:
+        raise HostError("Loading a livepatch needs root.", hint=f"Run this with sudo. {hint}")
+    if not kernel.can_livepatch:
+        raise HostError("This kernel cannot be live patched: it has no /sys/kernel/livepatch.", hint=hint)
+    if kernel.policy.loading_disabled:
+        raise HostError("This kernel loads no more modules: kernel.modules_disabled is set.", hint=hint)
+    if kernel.build_id is None:
+        raise HostError("This kernel does not tell its build ID: /sys/kernel/notes has none.", hint=hint)
+    if kernel.policy.signature_needed:
+        return ("this kernel takes only signed modules; one that the server did not sign will not be loaded.",)
+    return ()
 
 
 def layout_findings(report: Report) -> tuple[Diagnosis, ...]:

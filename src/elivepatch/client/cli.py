@@ -14,13 +14,16 @@ from typing import Any
 import click
 
 from elivepatch.client.entry import INTERRUPTED
+from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun, Wish
 from elivepatch.client.settings import Settings, load_settings
+from elivepatch.client.state import write_whole
 from elivepatch.client.status import host_status, revert, status_lines
 from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedError
+from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
 
 _FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json"}
@@ -111,9 +114,25 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 @click.option(
     "--base-patch",
     type=_File,
-    metavar="FILE",
+    metavar="FILE|DIR",
     multiple=True,
-    help="Patch that the running kernel already has; may be repeated.",
+    help="Patch that the running kernel already has, or a directory of them; may be repeated.",
+)
+@click.option(
+    "--no-base-patches",
+    is_flag=True,
+    help="Do not collect the patches that this host's package manager applies to its kernel.",
+)
+@click.option(
+    "--kernel",
+    "kernel_source",
+    metavar="SOURCE",
+    help="Source of the running kernel, if it is self-built: kernel.org:6.12.60, git:URL#REF, dir:PATH and the like.",
+)
+@click.option(
+    "--drop-earlier",
+    is_flag=True,
+    help="Leave out the patches of livepatches that are in force: their effects end when the new one is loaded.",
 )
 @click.option("--no-load", is_flag=True, help="Fetch and check the module, do not load it.")
 @click.option("-o", "--output", type=_File, metavar="OUT", help="Write the module to this file too.")
@@ -150,7 +169,7 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         settings = _settings(host, output, flags["conf_file"], _shared_flags(flags) | _request_flags(flags))
         if not settings.patch:
             raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
-        wish = Wish(settings.patch, flags["base_patch"], flags["output"], flags["check"], flags["accept_warnings"])
+        wish = Wish(settings.patch, flags["output"], flags["check"], flags["accept_warnings"], flags["drop_earlier"])
         outcome = RequestRun(wish, settings, host, output, warnings).run()
         output.data(outcome.dump())
         report = outcome.build.report if outcome.build else None
@@ -179,6 +198,9 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
         "config": flags["config"],
         "kernel_version": flags["kernel_version"],
         "kpatch": flags["kpatch"],
+        "kernel_source": flags["kernel_source"],
+        "base_patches": flags["base_patch"],
+        "collect_base_patches": False if flags["no_base_patches"] else None,
         "load": False if flags["no_load"] else None,
         "verify": False if flags["no_verify"] else None,
     }
@@ -190,7 +212,13 @@ def _summary(outcome: Outcome) -> str:
     places = [place for place in (module.output, module.stored) if place] if module else []
     where = f" ({', '.join(places)})" if places else ""
     if outcome.status == "loaded":
-        return f"{name} is loaded, its transition took {outcome.transition_seconds:.1f} s{where}"
+        more = ""
+        if outcome.replaced:
+            names = ", ".join(patch.name for patch in outcome.patches)
+            more = f"; it replaced {', '.join(outcome.replaced)} and contains {names}"
+        for lost in outcome.dropped:
+            more += f"; {lost.name} is gone with {', '.join(lost.patches) or 'its effects'}"
+        return f"{name} is loaded, its transition took {outcome.transition_seconds:.1f} s{where}{more}"
     if outcome.status == "present":
         return f"{name} is already loaded{where}"
     return f"{name} for {outcome.kernel} is fetched and checked, not loaded{where}"
@@ -212,6 +240,24 @@ def status(context: click.Context, as_json: bool) -> None:
             output.result(line)
 
 
+@cli.command("facts")
+@click.option("-o", "--output", "file", type=_File, metavar="OUT", help="Write them to this file instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON too; the facts always are.")
+@click.pass_context
+def facts_command(context: click.Context, file: Path | None, as_json: bool) -> None:
+    """Print what a server is told about this host, as JSON: for a build that is asked for elsewhere."""
+    host = context.ensure_object(Host)
+    flags: dict[str, Any] = context.meta["elivepatch.flags"]
+    output = Output(as_json=as_json or flags["as_json"])
+    with _ending_well(output):
+        text = host_facts(running_kernel(host.root)).dump_json() + "\n"
+        if file is None:
+            click.echo(text, nl=False)
+        else:
+            write_whole(file, text.encode(), mode=0o644)
+            output.line(f"facts: {file}")
+
+
 @cli.command("revert")
 @click.argument("name")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition back may take.")
@@ -225,9 +271,12 @@ def revert_command(context: click.Context, name: str, timeout: float | None, as_
     with _ending_well(output):
         shared = _shared_flags(flags) | ({"transition_timeout": timeout} if timeout is not None else {})
         settings = _settings(host, output, flags["conf_file"], shared)
-        seconds = revert(name, settings, host, output)
-        output.data({"status": "reverted", "exit_status": 0, "name": name, "seconds": round(seconds, 3)})
-        output.result(f"{name} is reverted and unloaded, which took {seconds:.1f} s")
+        done = revert(name, settings, host, output)
+        output.data(done.dump())
+        text = f"{name} is reverted and unloaded, which took {done.seconds:.1f} s: the original code is in force"
+        if done.replaced:
+            text += f", without {', '.join(done.patches)}; what it had replaced ({', '.join(done.replaced)}) stays gone"
+        output.result(text)
 
 
 def main() -> None:

@@ -59,10 +59,11 @@ def read_patches(paths: Sequence[Path]) -> tuple[InputFile, ...]:
         raise InputTooLargeError(
             f"{len(paths)} patches are more than the limit of {limits.PATCHES}.", hint="Join some of them."
         )
-    return tuple(_read_patch(path) for path in paths)
+    return tuple(read_patch(path) for path in paths)
 
 
-def _read_patch(path: Path) -> InputFile:
+def read_patch(path: Path) -> InputFile:
+    """Read one patch. For what it raises see `read_patches`."""
     file = read_file(path, "patch", limits.PATCH_BYTES)
     if not file.data.strip():
         raise InvalidPatchError(f"The patch {path} is empty.", hint="Name the file that holds the change.")

@@ -29,6 +29,7 @@ StepName = Literal[
     "undone",  # the kernel is as it was before
     "reverting",  # the livepatch is about to be disabled and unloaded
     "reverted",  # it is gone
+    "replaced",  # a later livepatch that replaces it is in force, and the kernel has let go of it
     "failed",  # it ended here; detail says why
 ]
 _ENTRY_BYTES = 4 * 1024 * 1024
@@ -49,10 +50,11 @@ class Step(_Model):
 
 
 class Input(_Model):
-    """A file that was sent. ``name`` is for people."""
+    """A file that was sent. ``name`` is for people; ``livepatch`` is the earlier livepatch that it came from."""
 
     name: str
     sha256: str
+    livepatch: str | None = None
 
 
 class StoredModule(_Model):
@@ -76,6 +78,9 @@ class Entry(_Model):
     key: str | None = None
     patches: tuple[Input, ...] = ()
     base_patches: tuple[Input, ...] = ()
+    source: str | None = Field(default=None, description="the source of the kernel, where the request named one")
+    replaces: tuple[str, ...] = Field(default=(), description="livepatches that end when this one is in force")
+    replaced_by: str | None = None
     module: StoredModule | None = None
     proof: str | None = None
     verified: bool | None = None

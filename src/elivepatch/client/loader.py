@@ -19,6 +19,7 @@ from typing import Literal
 
 from elivepatch import process
 from elivepatch.client.host import Host
+from elivepatch.client.load_errors import LOG_HINT, SIGNATURE_HINT, load_error
 from elivepatch.client.tasks import Task, tasks_behind
 from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError
 from elivepatch.kernel.module_file import ModuleFile
@@ -27,41 +28,9 @@ from elivepatch.kernel.running import Livepatch, livepatch, livepatches, module_
 #: Seconds between two looks at a transition, and between two lines about one that takes long.
 _POLL = 0.1
 _TELL_EVERY = 5.0
-#: Seconds that the kernel may take, after a transition back, to let go of a module.
+#: Seconds that the kernel may take, after a transition, to let go of a module that patches nothing any more.
 _UNLOAD_WAIT = 15.0
 _TASKS_NAMED = 8
-
-_SIGNATURE_HINT = (
-    "Sign the module with a key that this kernel trusts (a machine owner key enrolled with mokutil, or one built into "
-    "the kernel), or boot without module.sig_enforce and lockdown."
-)
-_LOG_HINT = "The kernel log says more: dmesg | tail -n 20"
-
-#: What the errno of finit_module means for a livepatch, and a hint (kernel/module/main.c, kernel/livepatch/core.c).
-_LOAD_ERRORS: dict[int, tuple[str, str]] = {
-    errno.EPERM: (
-        "this process may not load modules, or the kernel is locked down",
-        "Run as root, outside of a container. " + _SIGNATURE_HINT,
-    ),
-    errno.EKEYREJECTED: ("its signature is missing or was rejected", _SIGNATURE_HINT),
-    errno.ENOKEY: ("it is signed with a key that this kernel does not trust", _SIGNATURE_HINT),
-    errno.EBADMSG: ("its signature is malformed", "Have it built and signed again."),
-    errno.ENOEXEC: ("it is not a module for this kernel (vermagic, symbol versions or format)", _LOG_HINT),
-    errno.EEXIST: (
-        "a module of this name is already loaded",
-        "See 'elivepatch status'; revert that one first with 'elivepatch revert NAME'.",
-    ),
-    errno.EBUSY: ("another livepatch is in transition, or loads at this moment", "Wait for its end, then try again."),
-    errno.ENOENT: ("it needs a symbol that this kernel does not have", _LOG_HINT),
-    errno.EINVAL: ("the kernel's livepatch core refused it", _LOG_HINT),
-    errno.ENOMEM: ("the kernel has no memory for it", "Free some memory and try again."),
-    errno.EACCES: (
-        "a security module of this kernel forbids it",
-        "Look at the audit log; loadpin, IMA or SELinux may.",
-    ),
-    errno.ENOSYS: ("the kernel cannot load modules or livepatches", "A kernel with CONFIG_LIVEPATCH=y is needed."),
-    errno.ETXTBSY: ("its file is open for writing", "See who writes to it: fuser -v FILE"),
-}
 
 
 @dataclass(frozen=True)
@@ -117,7 +86,7 @@ class Loader:
             why = "module.sig_enforce" if policy.signature_enforced else f"lockdown ({policy.lockdown})"
             raise HostError(
                 f"This kernel takes only signed modules, because of {why}, and {module.name} is not signed.",
-                hint=_SIGNATURE_HINT,
+                hint=SIGNATURE_HINT,
             )
 
     def load(
@@ -127,12 +96,15 @@ class Loader:
         module: ModuleFile,
         functions: frozenset[tuple[str, str]],
         *,
+        replaces: frozenset[str] = frozenset(),
         through_kpatch: bool = False,
     ) -> Loaded:
         """Load the module file and wait until its transition has finished.
 
-        ``functions`` are the (object, function) that it must replace. Whatever goes wrong after the kernel took it is
-        undone. Raises HostError where the kernel refuses it, ModuleRejectedError where it is not what it should be,
+        ``functions`` are the (object, function) that it must replace, ``replaces`` the livepatches that must have
+        ended with the transition; their modules stay (`unload_replaced`). Whatever goes wrong after the kernel took it
+        is undone, and as long as the transition had not finished, what it would have replaced stays in force. Raises
+        HostError where the kernel refuses it, ModuleRejectedError where it is not what it should be,
         TransitionTimeoutError, naming the tasks, where the transition did not finish.
         """
         name = module.name or ""
@@ -142,7 +114,7 @@ class Loader:
         if moving:
             raise HostError(f"The livepatch {moving} is in transition.", hint="Wait until that has finished.")
         if livepatch(name, self.host.root) or (self.host.root / "sys/module" / name).exists():
-            raise HostError(f"A module named {name} is already loaded.", hint=_LOAD_ERRORS[errno.EEXIST][1])
+            raise HostError(f"A module named {name} is already loaded.", hint=load_error(errno.EEXIST)[1])
         taint_before = taint(self.host.root)
         with _verified(path, sha256) as descriptor:
             self.record("loading")
@@ -154,16 +126,24 @@ class Loader:
                 else:
                     self._insert(name, descriptor)
                 taken = True
+                # as early as can be: what it replaces can come back until the transition has finished. Until then the
+                # functions of those that it does not patch itself are with it, to lead back to the original code
+                led_back = frozenset((f.object, f.function) for patch in before for f in patch.functions)
+                if livepatch(name, self.host.root):
+                    self._check_functions(name, functions, besides=led_back)
                 self._await_transition(name, enabled=True)
                 seconds = self.host.clock.now() - began
                 self._check_functions(name, functions)
+                self._await_replaced(name, replaces)
             except BaseException as error:
                 if taken or not isinstance(error, HostError):
                     self._undo(name, before, error)
                 else:  # whatever bears its name now is not ours
                     self.record("undone")
                 if isinstance(error, TransitionTimeoutError):
-                    raise TransitionTimeoutError(f"{error.message} It was undone.", hint=error.hint) from error
+                    kept = " and ".join(patch.name for patch in before if patch.enabled)
+                    undone = f"It was undone; {kept} stays in force." if kept else "It was undone."
+                    raise TransitionTimeoutError(f"{error.message} {undone}", hint=error.hint) from error
                 raise
         return Loaded(name, seconds, taint_before, taint(self.host.root))
 
@@ -199,7 +179,41 @@ class Loader:
         self._unload(name)
         return self.host.clock.now() - began
 
+    def unload_replaced(self, name: str) -> str | None:
+        """Unload the module of a livepatch that was replaced; gives what there is to say where it stays."""
+        try:
+            self._unload(name)
+        except HostError as error:
+            return f"{error.message} {error.hint}"
+        except KeyboardInterrupt:
+            return f"{name} is replaced; its module stays, for it was interrupted while unloading: rmmod {name}"
+        return None
+
     # -- steps
+
+    def _await_replaced(self, name: str, replaces: frozenset[str]) -> None:
+        """Wait until the kernel has let go of what was replaced, which it does behind the end of the transition.
+
+        klp_complete_transition() disables it before the transition counts as finished, so that one which is still
+        enabled then was not replaced at all.
+        """
+        deadline = self.host.clock.now() + _UNLOAD_WAIT
+        try:
+            while left := [patch for patch in livepatches(self.host.root) if patch.name in replaces]:
+                enabled = [patch.name for patch in left if patch.enabled]
+                if enabled and self.host.clock.now() >= deadline - _UNLOAD_WAIT + 1:
+                    raise ModuleRejectedError(
+                        f"{name} does not replace {' and '.join(enabled)}: both are in force.",
+                        hint="It was undone. Livepatches of this project replace all earlier ones; ask the server's "
+                        "administrator.",
+                    )
+                if self.host.clock.now() >= deadline:
+                    self.tell(f"the kernel has not let go of {' and '.join(p.name for p in left)} yet, and will")
+                    return
+                self.host.clock.sleep(_POLL)
+        except KeyboardInterrupt:
+            # the transition is over, and nothing that was replaced would come back
+            self.tell(f"{name} is in force already; it stays")
 
     def _left_over(self, name: str) -> bool:
         """Whether the module of a livepatch that is disabled is still there (its taint flags hold K)."""
@@ -213,7 +227,7 @@ class Loader:
             self.host.calls.load(descriptor)
         except OSError as error:
             number = error.errno or 0
-            message, hint = _LOAD_ERRORS.get(number, (os.strerror(number), _LOG_HINT))
+            message, hint = load_error(number)
             raise HostError(
                 f"The kernel refused {name}: {message} ({errno.errorcode.get(number, number)}).", hint=hint
             ) from error
@@ -223,7 +237,7 @@ class Loader:
         try:
             process.run([program, "load", path], timeout=self.timeout + 120, sink=self.tell)
         except process.ProgramError as error:
-            raise HostError(f"kpatch did not load the module:\n{error.message}", hint=_LOG_HINT) from error
+            raise HostError(f"kpatch did not load the module:\n{error.message}", hint=LOG_HINT) from error
 
     def _set_enabled(self, name: str, *, on: bool) -> None:
         switch = self.host.root / "sys/kernel/livepatch" / name / "enabled"
@@ -236,7 +250,7 @@ class Loader:
             if patch is None or patch.enabled == on:
                 return  # it had just come to that state by itself, which the kernel answers with EINVAL
             raise HostError(
-                f"The kernel does not {'enable' if on else 'disable'} {name}: {error.strerror}.", hint=_LOG_HINT
+                f"The kernel does not {'enable' if on else 'disable'} {name}: {error.strerror}.", hint=LOG_HINT
             ) from error
 
     def _await_transition(self, name: str, *, enabled: bool) -> None:
@@ -259,7 +273,7 @@ class Loader:
         while True:
             patch = livepatch(name, self.host.root)
             if patch is None and enabled:
-                raise HostError(f"The kernel does not hold the livepatch {name} (any more).", hint=_LOG_HINT)
+                raise HostError(f"The kernel does not hold the livepatch {name} (any more).", hint=LOG_HINT)
             if patch is None or (not patch.transition and patch.enabled == enabled):
                 return True
             if clock.now() >= deadline:
@@ -270,11 +284,13 @@ class Loader:
                 next_word = clock.now() + _TELL_EVERY
             clock.sleep(_POLL)
 
-    def _check_functions(self, name: str, functions: frozenset[tuple[str, str]]) -> None:
+    def _check_functions(
+        self, name: str, functions: frozenset[tuple[str, str]], *, besides: frozenset[tuple[str, str]] = frozenset()
+    ) -> None:
         patch = livepatch(name, self.host.root)
         shown = frozenset((f.object, f.function) for f in patch.functions) if patch else frozenset[tuple[str, str]]()
-        if shown != functions:
-            missing, more = _listed(functions - shown), _listed(shown - functions)
+        if functions - shown or shown - functions - besides:
+            missing, more = _listed(functions - shown), _listed(shown - functions - besides)
             raise ModuleRejectedError(
                 f"{name} does not patch what the server said (missing: {missing}; besides: {more}).",
                 hint="It was undone. Do not load it by other means; ask the server's administrator.",
@@ -300,12 +316,13 @@ class Loader:
             after = livepatches(self.host.root)
             if [(p.name, p.enabled) for p in after] != [(p.name, p.enabled) for p in before]:
                 raise HostError(
-                    f"Before the load there were {_states(before)}, now there are {_states(after)}.", hint=_LOG_HINT
+                    f"Before the load there were {_states(before)}, now there are {_states(after)}.", hint=LOG_HINT
                 )
         except HostError as left:
             raise HostError(
                 f"{error} Undoing it did not succeed: {left.message}",
-                hint="Look with 'elivepatch status', and once nothing moves any more use 'elivepatch revert'.",
+                hint="Look with 'elivepatch status', and once nothing moves any more use 'elivepatch revert'. A "
+                "livepatch that was replaced does not come back: ask for its patches again.",
             ) from error
         self.record("undone")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from elivepatch.protocol.models import Build, Model
+from elivepatch.errors import ServerUnavailableError
+from elivepatch.protocol.models import Build, BuildStatus, Model
 
 
 class Failure(Model):
@@ -26,12 +27,30 @@ class ModuleOnHost(Model):
     output: str | None = None
 
 
+class ContainedPatch(Model):
+    """A patch that the module contains; ``livepatch`` is the earlier livepatch of this host that it came from."""
+
+    name: str
+    sha256: str
+    livepatch: str | None = None
+
+
+class DroppedLivepatch(Model):
+    """An earlier livepatch whose effects are lost. ``patches`` is empty where they are not known."""
+
+    name: str
+    patches: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+
+
 class Outcome(Model):
     """How a request ended.
 
     ``status``: loaded; present (the kernel held it already); stored (not to be loaded); refused, failed or cancelled
     (so the build ended); error (the client could not go on). ``taint`` holds the letters that came with the load and
-    that a livepatch does not explain. ``transition_seconds`` is seconds.
+    that a livepatch does not explain. ``transition_seconds`` is seconds. ``patches`` are those that the module
+    contains, in order; ``replaced`` are the livepatches that it took the place of, ``dropped`` those of them whose
+    effects it does not bring along.
     """
 
     status: Literal["loaded", "present", "stored", "refused", "failed", "cancelled", "error"]
@@ -39,7 +58,35 @@ class Outcome(Model):
     kernel: str | None = None
     build: Build | None = None
     module: ModuleOnHost | None = None
+    patches: tuple[ContainedPatch, ...] = ()
+    replaced: tuple[str, ...] = ()
+    dropped: tuple[DroppedLivepatch, ...] = ()
     transition_seconds: float | None = None
     taint: str | None = None
     error: Failure | None = None
     warnings: tuple[str, ...] = ()
+
+
+def refusal(build: Build, kernel: str, warnings: tuple[str, ...]) -> Outcome:
+    """The outcome of a build that gave no module. Raises ServerUnavailableError where the server does not say why."""
+    report = build.report
+    if report is None and build.status is not BuildStatus.CANCELLED:
+        raise ServerUnavailableError(
+            f"The server says that the build {build.id} is {build.status}, and not why.", hint="Look at its log."
+        )
+    status = {BuildStatus.REFUSED: "refused", BuildStatus.CANCELLED: "cancelled"}.get(build.status, "failed")
+    error = Failure(
+        code=(report.error if report else None) or status,
+        message=(report.message if report else None) or f"The build was {status}.",
+        hint=report.hint if report else None,
+    )
+    return Outcome.model_validate(
+        {
+            "status": status,
+            "exit_status": (report.exit_status if report else 0) or 1,
+            "kernel": kernel,
+            "build": build,
+            "error": error,
+            "warnings": warnings,
+        }
+    )

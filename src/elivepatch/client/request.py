@@ -8,14 +8,24 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from elivepatch.client.acceptance import AcceptedModule, check_fits, check_layout, check_module, layout_findings
+from elivepatch.client.acceptance import (
+    AcceptedModule,
+    check_can_load,
+    check_fits,
+    check_layout,
+    check_module,
+    layout_findings,
+)
+from elivepatch.client.base_patches import base_patches
 from elivepatch.client.connection import Connection, is_protected
+from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import InputFile, Inputs, read_file, read_patches
 from elivepatch.client.journal import Entry, Input, Journal, Record, StepName, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep
-from elivepatch.client.outcome import Failure, ModuleOnHost, Outcome
+from elivepatch.client.outcome import ModuleOnHost, Outcome, refusal
 from elivepatch.client.output import Output, finding_text
+from elivepatch.client.plan import Active, Plan, PlannedPatch, keep_patches, make_plan, record_replaced
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory, write_whole
 from elivepatch.errors import (
@@ -23,13 +33,12 @@ from elivepatch.errors import (
     HostError,
     InvalidInputError,
     ModuleRejectedError,
-    ServerUnavailableError,
 )
 from elivepatch.kernel.host_configuration import find_configuration
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel, taint_flags
 from elivepatch.progress import Event
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, HostFacts, Report
+from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, Report
 
 
 @dataclass(frozen=True)
@@ -37,25 +46,10 @@ class Wish:
     """What the command line asks for, beside the settings."""
 
     patches: tuple[Path, ...]
-    base_patches: tuple[Path, ...] = ()
     output: Path | None = None
     check: Path | None = None
     accept_warnings: bool = False
-
-
-def host_facts(kernel: RunningKernel) -> HostFacts:
-    """The facts of this host as the server takes them; what is too long for it is cut."""
-    return HostFacts(
-        release=kernel.release,
-        version=kernel.version[:512] or None,
-        build_id=kernel.build_id,
-        machine=kernel.machine[:32],
-        distribution=kernel.distribution[:64],
-        distribution_version=kernel.distribution_version[:64] if kernel.distribution_version else None,
-        compiler=kernel.compiler[:256] if kernel.compiler else None,
-        taint=kernel.taint,
-        livepatches=tuple(patch.name for patch in kernel.livepatches[:256]),
-    )
+    drop_earlier: bool = False
 
 
 @dataclass
@@ -68,6 +62,7 @@ class RequestRun:
     output: Output
     warnings: list[str] = field(default_factory=list[str])
     record: Record | None = None
+    plan: Plan = field(default_factory=Plan)
 
     def run(self) -> Outcome:
         """Do it. Raises any ElivepatchError of the client's side; how a build ended is in the outcome."""
@@ -78,22 +73,33 @@ class RequestRun:
         if self.settings.load and not running:
             self._warn(f"{target} is not the running kernel ({kernel.release}): its module will not be loaded.")
         if load:
-            self._check_can_load(kernel)
+            for text in check_can_load(kernel, self.host.user):
+                self._warn(text)
         self._check_output()
-        inputs = self._read_inputs(target, running=running)
+        state = StateDirectory(self.settings.state_dir, self.host.user)
+        named = read_patches(self.wish.patches)
+        self.plan = (
+            make_plan(named, kernel, state, drop=self.wish.drop_earlier)
+            if running
+            else Plan(tuple(PlannedPatch.of(file) for file in named))
+        )
+        self._tell_plan()
+        if self.plan.present:
+            return self._present(self.plan.present, kernel, state, load=load)
+        inputs = self._read_inputs(target, kernel if running else None)
         request = self._request(target, kernel if running else None)
         if not is_protected(self.settings.url):
             self._warn(f"{self.settings.url} is plain HTTP: whoever is on the way can change what is loaded here.")
-        state = StateDirectory(self.settings.state_dir, self.host.user)
         if load or self.wish.output is None:
             self._begin(state, kernel, target, inputs)
+            self._step("requested", kernel)
         try:
             with Connection(
                 self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate
             ) as connection:
                 build = self._build(connection, request, inputs)
                 if build.status is not BuildStatus.DONE:
-                    outcome = _refusal(build, target, tuple(self.warnings))
+                    outcome = refusal(build, target, tuple(self.warnings))
                     self._step("failed", kernel, detail=outcome.error.message if outcome.error else None)
                     return outcome
                 return self._receive(connection, build, kernel, state, load=load, running=running)
@@ -106,19 +112,6 @@ class RequestRun:
 
     # -- before
 
-    def _check_can_load(self, kernel: RunningKernel) -> None:
-        hint = "With --no-load -o FILE the module is only fetched."
-        if self.host.user != 0:
-            raise HostError("Loading a livepatch needs root.", hint=f"Run this with sudo. {hint}")
-        if not kernel.can_livepatch:
-            raise HostError("This kernel cannot be live patched: it has no /sys/kernel/livepatch.", hint=hint)
-        if kernel.policy.loading_disabled:
-            raise HostError("This kernel loads no more modules: kernel.modules_disabled is set.", hint=hint)
-        if kernel.build_id is None:
-            raise HostError("This kernel does not tell its build ID: /sys/kernel/notes has none.", hint=hint)
-        if kernel.policy.signature_needed:
-            self._warn("this kernel takes only signed modules; one that the server did not sign will not be loaded.")
-
     def _check_output(self) -> None:
         output = self.wish.output
         if output and (output.is_dir() or not output.parent.is_dir()):
@@ -127,7 +120,39 @@ class RequestRun:
                 hint="Give -o the name of a file in a directory that exists.",
             )
 
-    def _read_inputs(self, target: str, *, running: bool) -> Inputs:
+    def _tell_plan(self) -> None:
+        """What the module will contain beside what was named, and what will be lost: before anything is sent."""
+        for line in self.plan.lines():
+            self.output.line(line)
+        for line in self.plan.losses():
+            self._warn(line)
+
+    def _present(self, active: Active, kernel: RunningKernel, state: StateDirectory, *, load: bool) -> Outcome:
+        """Everything that was named is in force: nothing is sent."""
+        module = active.entry.module or StoredModule(name=active.name, sha256="", size=0)
+        if self.wish.output:
+            write_whole(self.wish.output, active.module_data(), mode=0o644)
+        if load or self.wish.output is None:
+            self._begin(state, kernel, kernel.release, None)
+            self._step("present", kernel, module=module, build=active.entry.build, key=active.entry.key)
+        on_host = ModuleOnHost(
+            name=active.name,
+            sha256=module.sha256,
+            size=module.size,
+            stored=module.path,
+            output=str(self.wish.output) if self.wish.output else None,
+        )
+        return Outcome(
+            status="present",
+            exit_status=0,
+            kernel=kernel.release,
+            module=on_host,
+            patches=self.plan.contained(),
+            warnings=tuple(self.warnings),
+        )
+
+    def _read_inputs(self, target: str, kernel: RunningKernel | None) -> Inputs:
+        running = kernel is not None
         found = find_configuration(
             target,
             limit_bytes=limits.CONFIG_BYTES,
@@ -141,47 +166,63 @@ class RequestRun:
             # the module 'configs' gives /proc/config.gz, which is that of the running kernel
             help_ = "modprobe configs may help" if running else "-k names another"
             self.output.line(f"configuration: none found on this host, the server takes the published one ({help_})")
+        base = base_patches(
+            kernel, self.host.root, named=self.settings.base_patches, collect=self.settings.collect_base_patches
+        )
+        for patch in base:
+            self.output.line(f"base patch: {patch.origin}")
+        if self.settings.base_patches and not base:
+            self.output.line(f"base patches: none in {', '.join(str(path) for path in self.settings.base_patches)}")
         check = self.wish.check
         return Inputs(
-            patches=read_patches(self.wish.patches),
-            base_patches=read_patches(self.wish.base_patches),
+            patches=self.plan.files,
+            base_patches=tuple(patch.file for patch in base),
             config=InputFile("config", found.data) if found else None,
             check=read_file(check, "check script", limits.CHECK_BYTES) if check else None,
         )
 
     def _request(self, target: str, kernel: RunningKernel | None) -> BuildRequest:
+        source = self.settings.kernel_source if kernel else None
         try:
             request = BuildRequest(
-                kernel=target,
+                kernel=source or target,
                 build_id=kernel.build_id if kernel else None,
                 verify=self.settings.verify,
                 host=host_facts(kernel) if kernel else None,
             )
         except ValidationError as error:
             raise InvalidInputError(
-                f"{target!r} cannot be the name of a kernel: {error.errors()[0]['msg']}.",
-                hint="Give a release as 'uname -r' prints it, or leave -a out for the running kernel.",
+                f"{source or target!r} cannot be the name of a kernel: {error.errors()[0]['msg']}.",
+                hint="Give a release as 'uname -r' prints it, or leave -a out for the running kernel; for --kernel a "
+                "source such as kernel.org:6.12.60.",
             ) from error
         about = f"kernel: {target}"
         if kernel:
             about += f", build ID {kernel.build_id}, {kernel.distribution} {kernel.distribution_version or ''}".rstrip()
         self.output.line(about)
+        if source:
+            self.output.line(f"source: {source}")
+        elif self.settings.kernel_source:
+            self.output.line(f"source: {self.settings.kernel_source} is that of the running kernel, not used")
         if kernel and kernel.taint:
             flags = "; ".join(f"{letter} ({meaning})" for letter, meaning in taint_flags(kernel.taint))
             self.output.line(f"taint: {flags}")
         return request
 
-    def _begin(self, state: StateDirectory, kernel: RunningKernel, target: str, inputs: Inputs) -> None:
+    def _begin(self, state: StateDirectory, kernel: RunningKernel, target: str, inputs: Inputs | None) -> None:
         entry = Entry(
             id=new_id(),
             release=target,
             build_id=kernel.build_id if target == kernel.release else None,
             url=self.settings.url,
-            patches=tuple(Input(name=file.name, sha256=file.sha256) for file in inputs.patches),
-            base_patches=tuple(Input(name=file.name, sha256=file.sha256) for file in inputs.base_patches),
+            patches=self.plan.journalled(),
+            base_patches=tuple(
+                Input(name=file.name, sha256=file.sha256) for file in (inputs.base_patches if inputs else ())
+            ),
+            source=self.settings.kernel_source if target == kernel.release else None,
+            replaces=() if self.plan.present else self.plan.replaces,
         )
         self.record = Journal(state).begin(entry)
-        self._step("requested", kernel)
 
     # -- the build
 
@@ -243,6 +284,7 @@ class RequestRun:
             kernel=module.release,
             build=build,
             module=on_host,
+            patches=self.plan.contained(),
             warnings=tuple(self.warnings),
         )
         if self.record is None:
@@ -254,6 +296,8 @@ class RequestRun:
             if load and self._is_present(module, on_host.sha256, state, kernel):
                 self._step("present", kernel, module=known, build=build.id, key=build.key)
                 return outcome.model_copy(update={"status": "present", "module": on_host})
+            if load:
+                self.plan.check_still_holds(self.host.root)
             if load and not self.wish.accept_warnings:
                 check_layout(report)
             accepted = sorted({finding.rule for finding in layout_findings(report)}) if load else []
@@ -270,9 +314,10 @@ class RequestRun:
                 changed=report.changed,
             )
             state.prepare(stored.parent)
+            keep_patches(self.plan.files, state)
             write_whole(stored, data)
             outcome = outcome.model_copy(update={"module": on_host})
-            return self._load(module, stored, kernel, outcome) if load else outcome
+            return self._load(module, stored, kernel, state, outcome) if load else outcome
 
     def _tell_findings(self, report: Report) -> None:
         """What the build found and did not refuse: whoever loads the module must know it before."""
@@ -295,15 +340,29 @@ class RequestRun:
             hint=f"See 'elivepatch status'; revert it first with 'elivepatch revert {module.name}'.",
         )
 
-    def _load(self, module: AcceptedModule, stored: Path, kernel: RunningKernel, outcome: Outcome) -> Outcome:
+    def _load(
+        self, module: AcceptedModule, stored: Path, kernel: RunningKernel, state: StateDirectory, outcome: Outcome
+    ) -> Outcome:
         def step(name: LoaderStep) -> None:
             self._step(name, kernel)
 
         loader = Loader(self.host, self.settings.transition_timeout, self.output.line, step)
         self.output.line(f"loading {module.name}")
-        with self.output.working("the kernel's tasks move to the patched code"):
-            sha256 = outcome.module.sha256 if outcome.module else ""
-            loaded = loader.load(stored, sha256, module.file, module.functions, through_kpatch=self.settings.kpatch)
+        replaces = self.plan.replaces
+        try:
+            with self.output.working("the kernel's tasks move to the patched code"):
+                loaded = loader.load(
+                    stored,
+                    outcome.module.sha256 if outcome.module else "",
+                    module.file,
+                    module.functions,
+                    replaces=frozenset(replaces),
+                    through_kpatch=self.settings.kpatch,
+                )
+        except BaseException:
+            undone = f"{module.name} replaced it and was then undone: the original code is in force"
+            record_replaced(replaces, module.name, kernel, state, self.host.root, detail=undone)
+            raise
         self._step(
             "loaded",
             kernel,
@@ -311,12 +370,18 @@ class RequestRun:
             taint_before=loaded.taint_before,
             taint_after=loaded.taint_after,
         )
+        replaced = record_replaced(replaces, module.name, kernel, state, self.host.root)
+        for name in replaced:
+            left = loader.unload_replaced(name)
+            self.output.line(f"{name} is replaced and unloaded" if left is None else f"note: {left}")
         flags = taint_flags(loaded.new_taint)
         if flags:
             self._warn(f"the kernel has a new taint: {'; '.join(meaning for _, meaning in flags)}. See dmesg.")
         return outcome.model_copy(
             update={
                 "status": "loaded",
+                "replaced": replaced,
+                "dropped": self.plan.dropped,
                 "transition_seconds": round(loaded.transition_seconds, 3),
                 "taint": "".join(letter for letter, _ in flags) or None,
                 "warnings": tuple(self.warnings),
@@ -330,28 +395,3 @@ class RequestRun:
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
         self.output.warn(text)
-
-
-def _refusal(build: Build, kernel: str, warnings: tuple[str, ...]) -> Outcome:
-    """The outcome of a build that gave no module."""
-    report = build.report
-    if report is None and build.status is not BuildStatus.CANCELLED:
-        raise ServerUnavailableError(
-            f"The server says that the build {build.id} is {build.status}, and not why.", hint="Look at its log."
-        )
-    status = {BuildStatus.REFUSED: "refused", BuildStatus.CANCELLED: "cancelled"}.get(build.status, "failed")
-    error = Failure(
-        code=(report.error if report else None) or status,
-        message=(report.message if report else None) or f"The build was {status}.",
-        hint=report.hint if report else None,
-    )
-    return Outcome.model_validate(
-        {
-            "status": status,
-            "exit_status": (report.exit_status if report else 0) or 1,
-            "kernel": kernel,
-            "build": build,
-            "error": error,
-            "warnings": warnings,
-        }
-    )

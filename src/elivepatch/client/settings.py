@@ -40,6 +40,13 @@ class Settings(BaseModel):
     config: Path | None = Field(default=None, description="configuration of the kernel; found by itself if not set")
     kernel_version: str | None = Field(default=None, description="kernel to build for; the running one if not set")
     patch: Annotated[tuple[Path, ...], BeforeValidator(_as_list)] = Field(default=(), description="patches to convert")
+    kernel_source: str | None = Field(default=None, description="where the source of the running kernel comes from")
+    base_patches: Annotated[tuple[Path, ...], BeforeValidator(_as_list)] = Field(
+        default=(), description="patches that the running kernel already has, or directories of them"
+    )
+    collect_base_patches: bool = Field(
+        default=True, description="whether the patches of the host's package manager are collected"
+    )
     load: bool = Field(default=True, description="whether the module is loaded")
     kpatch: bool = Field(default=False, description="whether it is loaded by the program kpatch")
     verify: bool = Field(default=True, description="whether the module must have passed a boot test")

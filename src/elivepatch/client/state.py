@@ -109,7 +109,7 @@ def _process_in(descriptor: int) -> str:
 
 
 class StateDirectory:
-    """The directory of the client: ``journal/``, ``modules/RELEASE/`` and the lock."""
+    """The directory of the client: ``journal/``, ``modules/RELEASE/``, ``patches/`` and the lock."""
 
     def __init__(self, path: Path, user: int) -> None:
         self.path = path
@@ -119,6 +119,11 @@ class StateDirectory:
     def journal(self) -> Path:
         """Where the journal lies."""
         return self.path / "journal"
+
+    @property
+    def patches(self) -> Path:
+        """Where the patches of livepatches lie, each under its SHA-256."""
+        return self.path / "patches"
 
     def modules(self, release: str) -> Path:
         """Where the modules for a kernel release lie."""

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from elivepatch.client.acceptance import MODULE_NAME, kernel_name
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep
 from elivepatch.client.output import Output
+from elivepatch.client.plan import replaced_unsaid
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory
 from elivepatch.errors import ElivepatchError, HostError, InvalidInputError
@@ -31,7 +33,10 @@ class FunctionState(Model):
 
 
 class LivepatchState(Model):
-    """A livepatch that the kernel holds. ``since`` is seconds since the epoch; what the journal knows may be absent."""
+    """A livepatch that the kernel holds. ``since`` is seconds since the epoch; what the journal knows may be absent.
+
+    ``patches`` are all that it contains, ``replaced`` the earlier livepatches that it took the place of.
+    """
 
     name: str
     enabled: bool
@@ -39,6 +44,7 @@ class LivepatchState(Model):
     functions: tuple[FunctionState, ...]
     since: float | None = None
     patches: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     base_patches: tuple[str, ...] = ()
     proof: str | None = None
     verified: bool | None = None
@@ -84,7 +90,9 @@ def host_status(host: Host, state_dir: Path) -> HostStatus:
         taint_letters="".join(letter for letter, _ in taint_flags(kernel.taint or 0)),
         livepatches=tuple(_joined(patch, latest.get(patch.name)) for patch in kernel.livepatches),
         busy=busy,
-        disagreements=tuple(disagreements(kernel, latest)) if readable and not busy else (),
+        disagreements=tuple(disagreements(kernel, latest, replaced_unsaid(entries, kernel)))
+        if readable and not busy
+        else (),
         problems=tuple(problems),
     )
 
@@ -106,6 +114,7 @@ def _joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
         update={
             "since": entry.when("loaded"),
             "patches": tuple(file.name for file in entry.patches),
+            "replaced": entry.replaces,
             "base_patches": tuple(file.name for file in entry.base_patches),
             "proof": entry.proof,
             "verified": entry.verified,
@@ -116,8 +125,8 @@ def _joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
     )
 
 
-def disagreements(kernel: RunningKernel, latest: dict[str, Entry]) -> Iterator[str]:
-    """Where kernel and journal say different things, in words."""
+def disagreements(kernel: RunningKernel, latest: dict[str, Entry], replaced: Mapping[str, str]) -> Iterator[str]:
+    """Where kernel and journal say different things, in words; ``replaced`` is `plan.replaced_unsaid`."""
     held = {patch.name: patch for patch in kernel.livepatches}
     for name, patch in held.items():
         entry = latest.get(name)
@@ -140,13 +149,18 @@ def disagreements(kernel: RunningKernel, latest: dict[str, Entry]) -> Iterator[s
             )
         elif target:
             yield f"The host went down while {name} was {last.step}, at {_at(last.time)}."
-        elif last.step == "loaded" and here and name not in held:
+        elif last.step == "loaded" and here and name not in held and name not in replaced:
             yield f"The journal says that {name} was loaded at {_at(last.time)}; the kernel does not hold it."
-        elif last.step in {"reverted", "undone", "failed"} and here and name in held:
+        elif last.step in _WORDS and here and name in held:
             yield f"The journal says that {name} {_WORDS[last.step]} at {_at(last.time)}; the kernel holds it."
 
 
-_WORDS = {"reverted": "was reverted", "undone": "was undone", "failed": "could not be loaded or reverted"}
+_WORDS = {
+    "reverted": "was reverted",
+    "replaced": "was replaced",
+    "undone": "was undone",
+    "failed": "could not be loaded or reverted",
+}
 
 
 def _at(when: float) -> str:
@@ -166,6 +180,8 @@ def status_lines(status: HostStatus) -> Iterator[str]:
         if patch.patches:
             base = f", on top of {', '.join(patch.base_patches)}" if patch.base_patches else ""
             yield f"  from {', '.join(patch.patches)}{base}"
+        if patch.replaced:
+            yield f"  replaced {', '.join(patch.replaced)}"
         if patch.proof:
             yield f"  proof {patch.proof}, {'tried' if patch.verified else 'not tried'} in a VM"
         for function in patch.functions:
@@ -177,8 +193,22 @@ def status_lines(status: HostStatus) -> Iterator[str]:
         yield f"problem: {text}"
 
 
-def revert(name: str, settings: Settings, host: Host, output: Output) -> float:
-    """Take a livepatch out of the kernel; gives the seconds that took.
+class Reverted(Model):
+    """A livepatch that was taken out. ``seconds`` is how long that took.
+
+    ``patches`` are all whose effects ended, ``replaced`` the livepatches that it had replaced: they do not come back.
+    """
+
+    status: Literal["reverted"] = "reverted"
+    exit_status: Literal[0] = 0
+    name: str
+    seconds: float
+    patches: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+
+
+def revert(name: str, settings: Settings, host: Host, output: Output) -> Reverted:
+    """Take a livepatch out of the kernel: the original code is in force again.
 
     Raises InvalidInputError for what is no name, and what `Loader.revert` raises.
     """
@@ -201,6 +231,8 @@ def revert(name: str, settings: Settings, host: Host, output: Output) -> float:
 
         loader = Loader(host, settings.transition_timeout, output.line, step)
         began = len(entry.steps)
+        if entry.replaces:
+            output.line(f"the original code comes back, and nothing that {module} had replaced")
         try:
             with output.working("the kernel's tasks move back to the original code"):
                 seconds = loader.revert(module)
@@ -210,4 +242,9 @@ def revert(name: str, settings: Settings, host: Host, output: Output) -> float:
                 record.step("loaded" if turned_round else "failed", boot_id=kernel.boot_id, detail=error.message)
             raise
         record.step("reverted", boot_id=kernel.boot_id)
-    return seconds
+    return Reverted(
+        name=module,
+        seconds=round(seconds, 3),
+        patches=tuple(file.name for file in entry.patches),
+        replaced=entry.replaces,
+    )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The patches that the running kernel already has: those of the host's package manager, then those that are named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elivepatch.client.inputs import InputFile, read_patch
+from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.kernel.running import RunningKernel
+from elivepatch.protocol import limits
+
+_SUFFIXES = (".patch", ".diff")
+
+
+@dataclass(frozen=True)
+class BasePatch:
+    """A base patch and where it was found."""
+
+    file: InputFile
+    origin: Path
+
+
+def base_patches(
+    kernel: RunningKernel | None, root: Path, *, named: Sequence[Path], collect: bool
+) -> tuple[BasePatch, ...]:
+    """The base patches of a request, in the order in which they apply.
+
+    ``named`` are files, and directories of which every ``*.patch`` and ``*.diff`` counts, in C-locale order, those
+    below them not. ``collect`` puts before them what the host's package manager applies when it builds ``kernel``
+    (None: not the running one, and nothing is collected). Raises InvalidPatchError, InputTooLargeError and
+    InvalidInputError.
+    """
+    found = list(_collected(kernel, root)) if collect and kernel else []
+    for path in named:
+        found += [BasePatch(read_patch(file), file) for file in (_listed(path) if path.is_dir() else [path])]
+        if len(found) > limits.PATCHES:
+            break
+    if len(found) > limits.PATCHES:
+        raise InputTooLargeError(
+            f"There are more than {limits.PATCHES} base patches.",
+            hint="Join some of them; they only have to be the same change.",
+        )
+    return tuple(found)
+
+
+def _collected(kernel: RunningKernel, root: Path) -> Sequence[BasePatch]:
+    """What the package manager of this host applies to its kernel."""
+    del kernel, root
+    return ()
+
+
+def _listed(directory: Path) -> list[Path]:
+    """The patches of a directory. C-locale order is that of the bytes of their names, as ls has it with LC_ALL=C."""
+    try:
+        entries = [path for path in directory.iterdir() if path.suffix in _SUFFIXES and path.name[0] != "."]
+    except OSError as error:
+        raise InvalidInputError(
+            f"The directory of base patches {directory} cannot be read: {error.strerror}.",
+            hint="Check the name and its permissions.",
+        ) from error
+    return sorted((path for path in entries if path.is_file()), key=lambda path: os.fsencode(path.name))

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel means when it does not take a module, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+SIGNATURE_HINT = (
+    "Sign the module with a key that this kernel trusts (a machine owner key enrolled with mokutil, or one built into "
+    "the kernel), or boot without module.sig_enforce and lockdown."
+)
+LOG_HINT = "The kernel log says more: dmesg | tail -n 20"
+
+#: What the errno of finit_module means for a livepatch, and a hint (kernel/module/main.c, kernel/livepatch/core.c).
+_MEANINGS: dict[int, tuple[str, str]] = {
+    errno.EPERM: (
+        "this process may not load modules, or the kernel is locked down",
+        "Run as root, outside of a container. " + SIGNATURE_HINT,
+    ),
+    errno.EKEYREJECTED: ("its signature is missing or was rejected", SIGNATURE_HINT),
+    errno.ENOKEY: ("it is signed with a key that this kernel does not trust", SIGNATURE_HINT),
+    errno.EBADMSG: ("its signature is malformed", "Have it built and signed again."),
+    errno.ENOEXEC: ("it is not a module for this kernel (vermagic, symbol versions or format)", LOG_HINT),
+    errno.EEXIST: (
+        "a module of this name is already loaded",
+        "See 'elivepatch status'; revert that one first with 'elivepatch revert NAME'.",
+    ),
+    errno.EBUSY: ("another livepatch is in transition, or loads at this moment", "Wait for its end, then try again."),
+    errno.ENOENT: ("it needs a symbol that this kernel does not have", LOG_HINT),
+    errno.EINVAL: ("the kernel's livepatch core refused it", LOG_HINT),
+    errno.ENOMEM: ("the kernel has no memory for it", "Free some memory and try again."),
+    errno.EACCES: (
+        "a security module of this kernel forbids it",
+        "Look at the audit log; loadpin, IMA or SELinux may.",
+    ),
+    errno.ENOSYS: ("the kernel cannot load modules or livepatches", "A kernel with CONFIG_LIVEPATCH=y is needed."),
+    errno.ETXTBSY: ("its file is open for writing", "See who writes to it: fuser -v FILE"),
+}
+
+
+def load_error(number: int) -> tuple[str, str]:
+    """The meaning of an errno of a load, and a hint."""
+    return _MEANINGS.get(number, (os.strerror(number), LOG_HINT))
