@@ -184,6 +184,12 @@ class FakeKernel:
         if not moved:
             self._tasks("0")
 
+    def vanish(self, name: str) -> None:
+        """Take a livepatch out at once, as a reboot or another client does."""
+        if self.targets.pop(name, None) is not None:
+            shutil.rmtree(self.root / "sys/kernel/livepatch" / name)
+            shutil.rmtree(self.root / "sys/module" / name)
+
     def _tasks(self, state: str) -> None:
         for pid, comm in ((41, "kworker/0:1"), (1234, "cat")):
             put(
