@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import stat
@@ -18,6 +19,7 @@ from client_rig import PATCH, Rig
 from client_server import KEY, Server, done_report, serving
 from elivepatch.client.host import Host
 from elivepatch.kernel.running import livepatch, livepatches
+from elivepatch.protocol.models import HostFacts
 
 pytestmark = pytest.mark.integration
 
@@ -176,6 +178,119 @@ def test_another_kernel_is_never_loaded(rig: Rig) -> None:
     request = json.loads(rig.server.seen[0].parts()[0][2])
     assert request == {"kernel": other, "verify": True}
     assert [name for name, _, _ in rig.server.seen[0].parts()] == ["request", "patch"]
+
+
+# -- a kernel of one's own
+
+
+SOURCE = "kernel.org:6.12.60"
+
+
+def test_the_source_is_named_and_the_module_is_held_against_the_running_kernel(rig: Rig) -> None:
+    result = rig.run("--kernel", SOURCE)
+    assert result.exit_code == 0, result.output
+    request = json.loads(rig.server.seen[0].parts()[0][2])
+    assert request["kernel"] == SOURCE
+    assert (request["host"]["release"], request["build_id"]) == (RELEASE, BUILD_ID)
+    assert f"source: {SOURCE}" in result.stderr
+    assert rig.journal()[-1]["source"] == SOURCE
+    assert rig.journal()[-1]["release"] == RELEASE
+    assert livepatch(NAME, rig.host.root)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        ({"release": "6.12.60", "build_id": BUILD_ID}, f"is for the kernel {RELEASE}, not for {RELEASE}"),
+        ({"release": RELEASE, "build_id": "cd" * 20}, f"this host runs {BUILD_ID}"),
+    ],
+)
+def test_a_module_of_a_named_source_for_another_kernel_is_not_loaded(
+    rig: Rig, kernel: dict[str, str], words: str
+) -> None:
+    rig.server.report = done_report(rig.server.module, kernel=kernel)
+    result = rig.run("--kernel", SOURCE)
+    assert result.exit_code == 4
+    assert words in result.stderr
+    assert rig.kernel.log == []
+
+
+def test_the_source_can_be_a_setting_and_is_the_running_kernels_only(rig: Rig) -> None:
+    environment = {"ELIVEPATCH_KERNEL_SOURCE": "git:https://git.example/linux.git#v6.12-local"}
+    assert rig.run(env=environment).exit_code == 0
+    assert json.loads(rig.server.seen[0].parts()[0][2])["kernel"] == environment["ELIVEPATCH_KERNEL_SOURCE"]
+    rig.server.seen.clear()
+    result = rig.run("-a", "6.1.0-56-cloud-amd64", env=environment)
+    assert json.loads(rig.server.seen[0].parts()[0][2])["kernel"] == "6.1.0-56-cloud-amd64"
+    assert "is that of the running kernel, not used" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["6.12.60", RELEASE, "kernel.org:", ":6.12", "git:a b", "Git:x"])
+def test_what_is_no_source_is_refused_before_anything_is_sent(rig: Rig, source: str) -> None:
+    result = rig.run("--kernel", source)
+    assert result.exit_code == 2
+    assert "does not name the source of a kernel" in result.stderr
+    assert rig.server.seen == []
+
+
+def base_parts(rig: Rig) -> list[str | None]:
+    return [file for name, file, _ in rig.server.seen[0].parts() if name == "base_patch"]
+
+
+def test_base_patches_are_sent_in_order_and_told(rig: Rig) -> None:
+    put(rig.tmp, {"d/b.patch": PATCH, "d/a.diff": PATCH, "d/README": "x", "z.patch": PATCH})
+    result = rig.run("--base-patch", rig.tmp / "z.patch", "--base-patch", rig.tmp / "d")
+    assert result.exit_code == 0, result.output
+    assert base_parts(rig) == ["z.patch", "a.diff", "b.patch"]
+    told = result.stderr.splitlines()
+    lines = [f"base patch: {rig.tmp / name}" for name in ("z.patch", "d/a.diff", "d/b.patch")]
+    assert [line for line in told if line.startswith("base patch")] == lines
+    assert told.index(lines[-1]) < told.index(f"asking {rig.server.url}")
+    assert [patch["name"] for patch in rig.journal()[-1]["base_patches"]] == ["z.patch", "a.diff", "b.patch"]
+
+
+def test_the_flag_counts_over_the_configured_base_patches(rig: Rig) -> None:
+    put(rig.tmp, {"d/a.patch": PATCH, "z.patch": PATCH, "client.toml": f'base_patches = "{rig.tmp}/d"\n'})
+    (rig.tmp / "client.toml").chmod(0o644)
+    assert rig.run("-c", rig.tmp / "client.toml", "--no-load").exit_code == 0
+    assert base_parts(rig) == ["a.patch"]
+    rig.server.seen.clear()
+    assert rig.run("-c", rig.tmp / "client.toml", "--no-load", "--base-patch", rig.tmp / "z.patch").exit_code == 0
+    assert base_parts(rig) == ["z.patch"]
+
+
+def test_a_directory_without_base_patches_is_told(rig: Rig) -> None:
+    (rig.tmp / "d").mkdir()
+    assert f"base patches: none in {rig.tmp / 'd'}" in rig.run("--base-patch", rig.tmp / "d").stderr
+
+
+def test_a_compressed_configuration_is_sent_as_text(rig: Rig) -> None:
+    put(rig.tmp, {"config.gz": gzip.compress(CONFIG + b"CONFIG_MINE=y\n")})
+    assert rig.run("-k", rig.tmp / "config.gz").exit_code == 0
+    assert [data for name, _, data in rig.server.seen[0].parts() if name == "config"] == [CONFIG + b"CONFIG_MINE=y\n"]
+
+
+# -- facts
+
+
+def test_the_facts_are_those_that_a_request_sends(rig: Rig) -> None:
+    rig.run()
+    sent = json.loads(rig.server.seen[0].parts()[0][2])["host"]
+    shown = json.loads(rig.run("facts", patch=False).stdout)
+    rig.run("revert", NAME, patch=False)
+    assert shown == {**sent, "livepatches": [NAME], "taint": 1 << 12 | 1 << 13 | 1 << 15}
+    assert HostFacts.model_validate(shown).build_id == BUILD_ID
+
+
+def test_the_facts_go_to_a_file(rig: Rig) -> None:
+    rig.host = Host(root=rig.host.root, calls=rig.kernel, clock=rig.kernel, user=1000)
+    result = rig.run("facts", "-o", rig.tmp / "facts.json", patch=False)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert json.loads((rig.tmp / "facts.json").read_text())["release"] == RELEASE
+    failed = rig.run("facts", "--json", "-o", rig.tmp / "none/facts.json", patch=False)
+    assert failed.exit_code == 2
+    assert json.loads(failed.stdout)["error"]["code"] == "invalid-input"
 
 
 # -- events
@@ -533,8 +648,8 @@ def test_the_cve_mode_is_said_not_to_be_there(rig: Rig, flag: str) -> None:
         (("revert", "../x"), "cannot be the name of a livepatch"),
         (("-p", "{good}", "status"), "has no meaning for 'status'"),
         (("-e", "revert", "x"), "has no meaning for 'revert'"),
-        (("-p", "{good}", "-o", "/"), "cannot be written to /"),
-        (("-p", "{good}", "-o", "/nonexistent/x.ko"), "cannot be written to"),
+        (("-p", "{good}", "-o", "/"), "/ cannot be written"),
+        (("-p", "{good}", "-o", "/nonexistent/x.ko"), "/nonexistent/x.ko cannot be written"),
         (("--no-such-flag",), "No such option"),
     ],
 )

@@ -211,20 +211,89 @@ def test_other_livepatches_stay_as_they_were(bench: Bench) -> None:
     assert [patch.name for patch in livepatches(bench.root)] == ["other"]
 
 
-def test_a_livepatch_that_the_load_displaced_is_not_called_undone(bench: Bench) -> None:
+# -- what is replaced
+
+
+REPLACES = frozenset({"other"})
+
+
+def test_what_is_replaced_is_gone_when_the_load_ends(bench: Bench) -> None:
     bench.kernel.add("other", moved=True)
-    with pytest.raises(HostError, match=r"there were other \(enabled\), now there are no livepatches"):
-        original = bench.kernel.load
+    bench.load(replaces=REPLACES)
+    assert [patch.name for patch in livepatches(bench.root)] == [NAME]
+    assert bench.steps == ["loading"]
+    assert (bench.root / "sys/module/other").exists()
+    assert bench.loader.unload_replaced("other") is None
+    assert not (bench.root / "sys/module/other").exists()
 
-        def load(descriptor: int) -> None:  # as an atomic replace does
-            original(descriptor)
-            del bench.kernel.targets["other"]
-            for path in sorted((bench.root / "sys/kernel/livepatch/other").rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            (bench.root / "sys/kernel/livepatch/other").rmdir()
 
-        bench.kernel.load = load
-        bench.load(frozenset({("vmlinux", "x")}))
+def test_functions_that_are_led_back_to_the_original_are_expected_until_the_transition_ends(bench: Bench) -> None:
+    bench.kernel.functions = (("vmlinux", "a"), ("xfs", "b"))
+    bench.kernel.add("other", moved=True)
+    bench.kernel.functions = FUNCTIONS
+    assert bench.load(replaces=REPLACES).name == NAME
+
+
+def test_other_functions_are_seen_while_the_earlier_one_is_in_force(bench: Bench) -> None:
+    bench.kernel.add("other", moved=True)
+    with pytest.raises(ModuleRejectedError, match="does not patch what"):
+        bench.load(frozenset({("vmlinux", "x")}), replaces=REPLACES)
+    assert [(patch.name, patch.enabled) for patch in livepatches(bench.root)] == [("other", True)]
+    assert bench.steps == ["loading", "undoing", "undone"]
+
+
+def test_one_that_does_not_replace_is_undone(bench: Bench) -> None:
+    bench.kernel.replace = False
+    bench.kernel.add("other", moved=True)
+    with pytest.raises(ModuleRejectedError, match="does not replace other"):
+        bench.load(replaces=REPLACES)
+    assert [patch.name for patch in livepatches(bench.root)] == ["other"]
+    assert bench.steps == ["loading", "undoing", "undone"]
+
+
+def test_a_kernel_that_lets_go_late_is_waited_for_and_then_told(bench: Bench) -> None:
+    bench.kernel.add("other", moved=True)
+    bench.kernel.lingers = 10
+    bench.load(replaces=REPLACES)
+    assert [patch.name for patch in livepatches(bench.root)] == [NAME]
+    assert bench.words == []
+    bench.loader.revert(NAME)
+    bench.kernel.busy = 0
+    bench.kernel.unload("other")
+    bench.kernel.add("other", moved=True)
+    bench.kernel.lingers = 1000
+    bench.load(replaces=REPLACES)
+    assert bench.words == ["the kernel has not let go of other yet, and will"]
+    note = bench.loader.unload_replaced("other")
+    assert note is not None
+    assert "its module stays" in note
+    assert "rmmod other" in note
+
+
+def test_the_module_of_a_replaced_one_that_is_gone_already_is_no_trouble(bench: Bench) -> None:
+    assert bench.loader.unload_replaced("other") is None
+
+
+def test_a_transition_that_sticks_says_what_stays_in_force(bench: Bench) -> None:
+    bench.kernel.add("other", moved=True)
+    bench.kernel.stuck = True
+    with pytest.raises(TransitionTimeoutError, match=r"It was undone; other stays in force\.$"):
+        bench.load(replaces=REPLACES)
+
+
+def test_a_livepatch_that_the_load_displaced_is_not_called_undone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.kernel.add("other", moved=True)
+
+    def lost(_self: Loader, name: str, _replaces: object) -> None:
+        raise HostError(f"{name} is not as it should be.")
+
+    monkeypatch.setattr(Loader, "_await_replaced", lost)
+    bench.kernel.lingers = 0
+    with pytest.raises(HostError, match=r"there were other \(enabled\), now there are no livepatches") as caught:
+        bench.load(replaces=REPLACES)
+    assert "does not come back" in (caught.value.hint or "")
     assert bench.steps == ["loading", "undoing"]
 
 

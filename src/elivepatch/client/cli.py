@@ -20,7 +20,7 @@ from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun, Wish
 from elivepatch.client.settings import Settings, load_settings
-from elivepatch.client.state import write_whole
+from elivepatch.client.state import check_output, write_whole
 from elivepatch.client.status import host_status, revert, status_lines
 from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedError
 from elivepatch.kernel.running import running_kernel
@@ -254,6 +254,7 @@ def facts_command(context: click.Context, file: Path | None, as_json: bool) -> N
         if file is None:
             click.echo(text, nl=False)
         else:
+            check_output(file)
             write_whole(file, text.encode(), mode=0o644)
             output.line(f"facts: {file}")
 

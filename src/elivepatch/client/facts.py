@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+import re
+
+from elivepatch.errors import InvalidInputError
 from elivepatch.kernel.running import RunningKernel
 from elivepatch.protocol.models import HostFacts
+
+#: A source reference: its kind, and what of it. Which kinds there are the server knows.
+_SOURCE = re.compile(r"[a-z][a-z0-9._-]*:\S+")
 
 
 def host_facts(kernel: RunningKernel) -> HostFacts:
@@ -20,3 +26,13 @@ def host_facts(kernel: RunningKernel) -> HostFacts:
         taint=kernel.taint,
         livepatches=tuple(patch.name for patch in kernel.livepatches[:256]),
     )
+
+
+def check_source(text: str) -> None:
+    """Check that this can be the reference of a kernel's source. Raises InvalidInputError."""
+    if not _SOURCE.fullmatch(text):
+        raise InvalidInputError(
+            f"{text!r} does not name the source of a kernel.",
+            hint="--kernel (kernel_source) is a kind and what of it: kernel.org:6.12.60, git:URL#REF, dir:PATH. "
+            "For the kernel of another host name its release with -a.",
+        )

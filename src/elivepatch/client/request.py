@@ -18,7 +18,7 @@ from elivepatch.client.acceptance import (
 )
 from elivepatch.client.base_patches import base_patches
 from elivepatch.client.connection import Connection, is_protected
-from elivepatch.client.facts import host_facts
+from elivepatch.client.facts import check_source, host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import InputFile, Inputs, read_file, read_patches
 from elivepatch.client.journal import Entry, Input, Journal, Record, StepName, StoredModule, new_id
@@ -27,7 +27,7 @@ from elivepatch.client.outcome import ModuleOnHost, Outcome, refusal
 from elivepatch.client.output import Output, finding_text
 from elivepatch.client.plan import Active, Plan, PlannedPatch, keep_patches, make_plan, record_replaced
 from elivepatch.client.settings import Settings
-from elivepatch.client.state import StateDirectory, write_whole
+from elivepatch.client.state import StateDirectory, check_output, write_whole
 from elivepatch.errors import (
     ElivepatchError,
     HostError,
@@ -75,7 +75,8 @@ class RequestRun:
         if load:
             for text in check_can_load(kernel, self.host.user):
                 self._warn(text)
-        self._check_output()
+        if self.wish.output:
+            check_output(self.wish.output)
         state = StateDirectory(self.settings.state_dir, self.host.user)
         named = read_patches(self.wish.patches)
         self.plan = (
@@ -111,14 +112,6 @@ class RequestRun:
             raise
 
     # -- before
-
-    def _check_output(self) -> None:
-        output = self.wish.output
-        if output and (output.is_dir() or not output.parent.is_dir()):
-            raise InvalidInputError(
-                f"The module cannot be written to {output}: that is a directory, or its directory is not there.",
-                hint="Give -o the name of a file in a directory that exists.",
-            )
 
     def _tell_plan(self) -> None:
         """What the module will contain beside what was named, and what will be lost: before anything is sent."""
@@ -183,6 +176,8 @@ class RequestRun:
 
     def _request(self, target: str, kernel: RunningKernel | None) -> BuildRequest:
         source = self.settings.kernel_source if kernel else None
+        if source:
+            check_source(source)
         try:
             request = BuildRequest(
                 kernel=source or target,
@@ -193,8 +188,7 @@ class RequestRun:
         except ValidationError as error:
             raise InvalidInputError(
                 f"{source or target!r} cannot be the name of a kernel: {error.errors()[0]['msg']}.",
-                hint="Give a release as 'uname -r' prints it, or leave -a out for the running kernel; for --kernel a "
-                "source such as kernel.org:6.12.60.",
+                hint="Give a release as 'uname -r' prints it, or leave -a out for the running kernel.",
             ) from error
         about = f"kernel: {target}"
         if kernel:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from elivepatch.errors import DiskFullError, HostError, InvalidSettingError
+from elivepatch.errors import DiskFullError, HostError, InvalidInputError, InvalidSettingError
 
 _LOCK_TRIES = 10
 
@@ -46,6 +46,15 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise HostError(
             f"{path} cannot be written: {error.strerror}.", hint="Check the directory and its permissions."
         ) from error
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be put there, before the work is done. Raises InvalidInputError."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidInputError(
+            f"{path} cannot be written: that is a directory, or its directory is not there.",
+            hint="Give -o the name of a file in a directory that exists.",
+        )
 
 
 def _sync_directory(path: Path) -> None:

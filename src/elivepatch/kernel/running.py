@@ -307,12 +307,14 @@ def livepatch(name: str, root: Path = Path("/")) -> Livepatch | None:
     patched: list[tuple[str, bool | None]] = []
     with contextlib.suppress(FileNotFoundError):  # it may go while we look
         for klp_object in sorted(path for path in place.iterdir() if path.is_dir()):
-            state = _number(klp_object / "patched")
-            patched.append((klp_object.name, None if state is None else state == 1))
-            for entry in sorted(path.name for path in klp_object.iterdir()):
-                function, comma, sympos = entry.rpartition(",")
-                if comma and sympos.isdecimal():
-                    functions.append(PatchedFunction(klp_object.name, function, int(sympos)))
+            with contextlib.suppress(FileNotFoundError):  # one object may go alone, when an atomic replace ends
+                entries = sorted(path.name for path in klp_object.iterdir())
+                state = _number(klp_object / "patched")
+                patched.append((klp_object.name, None if state is None else state == 1))
+                for entry in entries:
+                    function, comma, sympos = entry.rpartition(",")
+                    if comma and sympos.isdecimal():
+                        functions.append(PatchedFunction(klp_object.name, function, int(sympos)))
     return Livepatch(name, enabled == 1, transition == 1, tuple(functions), tuple(patched))
 
 
