@@ -249,6 +249,45 @@ def test_base_patches_are_sent_in_order_and_told(rig: Rig) -> None:
     assert [patch["name"] for patch in rig.journal()[-1]["base_patches"]] == ["z.patch", "a.diff", "b.patch"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ((), ["ours.patch"]),
+        (("--no-base-patches",), []),
+        (("--kernel", "git:https://git.example/linux.git#mine"), []),
+        (("--kernel", "gentoo:gentoo-sources-6.12.117"), ["ours.patch"]),
+    ],
+)
+def test_the_patches_of_portage_are_sent_unless_they_are_left_out(
+    rig: Rig, flags: tuple[str, ...], names: list[str]
+) -> None:
+    package = "var/db/pkg/sys-kernel/gentoo-sources-6.12.117"
+    tree = f"lib/modules/{RELEASE}/source/dist-kernel"
+    put(
+        rig.host.root,
+        {
+            f"{package}/INHERITED": "kernel-2\n",
+            f"{package}/SLOT": "6.12.117\n",
+            "usr/src/linux/dist-kernel": "sys-kernel/gentoo-sources-6.12.117\n",
+            "etc/portage/patches/sys-kernel/gentoo-sources/ours.patch": PATCH,
+        },
+    )
+    link = (rig.host.root / tree).parent
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/usr/src/linux")
+    result = rig.run("--no-load", *flags)
+    assert result.exit_code == 0, result.output
+    assert base_parts(rig) == names
+    assert ("base patch: ours.patch (portage" in result.stderr) == bool(names)
+    request = json.loads(rig.server.seen[0].parts()[0][2])
+    assert request["host"]["package"] == {
+        "name": "gentoo-sources",
+        "version": "6.12.117",
+        "use": [],
+        "variables": {},
+    }
+
+
 def test_the_flag_counts_over_the_configured_base_patches(rig: Rig) -> None:
     put(rig.tmp, {"d/a.patch": PATCH, "z.patch": PATCH, "client.toml": f'base_patches = "{rig.tmp}/d"\n'})
     (rig.tmp / "client.toml").chmod(0o644)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from client_fakes import put
+from client_fakes import host_tree, put
 from elivepatch.client.base_patches import base_patches
+from elivepatch.client.facts import host_facts
 from elivepatch.errors import ElivepatchError, InputTooLargeError, InvalidInputError, InvalidPatchError
+from elivepatch.kernel.running import RunningKernel, running_kernel
 from elivepatch.protocol import limits
 
 PATCH = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+%s\n"
@@ -18,9 +20,9 @@ PATCH = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+%s\n"
 
 def found(tmp_path: Path, *named: str) -> list[str]:
     patches = base_patches(None, tmp_path, named=[tmp_path / name for name in named], collect=True)
-    assert [patch.file.data for patch in patches] == [patch.origin.read_bytes() for patch in patches]
-    assert [patch.file.name for patch in patches] == [patch.origin.name for patch in patches]
-    return [str(patch.origin.relative_to(tmp_path)) for patch in patches]
+    assert [patch.file.data for patch in patches] == [Path(patch.origin).read_bytes() for patch in patches]
+    assert [patch.file.name for patch in patches] == [Path(patch.origin).name for patch in patches]
+    return [str(Path(patch.origin).relative_to(tmp_path)) for patch in patches]
 
 
 def patches_in(tmp_path: Path, *names: str) -> None:
@@ -88,3 +90,64 @@ def test_what_cannot_be_sent_is_named(
     with pytest.raises(error, match=words) as caught:
         found(tmp_path, "d")
     assert caught.value.hint
+
+
+# -- a host with portage
+
+
+GENTOO = "6.12.60-gentoo-r1"
+
+
+def gentoo(root: Path, release: str = GENTOO) -> RunningKernel:
+    """A host that runs gentoo-sources with two patches of its own; three more do not count."""
+    host_tree(root)
+    package = "var/db/pkg/sys-kernel/gentoo-sources-6.12.60-r1"
+    patches = "etc/portage/patches/sys-kernel"
+    put(
+        root,
+        {
+            "proc/sys/kernel/osrelease": f"{release}\n",
+            "etc/os-release": "ID=gentoo\n",
+            f"{package}/INHERITED": "kernel-2 toolchain-funcs\n",
+            f"{package}/SLOT": "6.12.60-r1\n",
+            f"{package}/USE": "experimental symlink\n",
+            f"{package}/repository": "gentoo\n",
+            f"{patches}/gentoo-sources/b.patch": PATCH % "b",
+            f"{patches}/gentoo-sources/a.patch": PATCH % "a",
+            f"{patches}/gentoo-sources/cancelled.patch": PATCH % "c",
+            f"{patches}/gentoo-sources-6.12.60-r1/cancelled.patch": "",
+            f"{patches}/gentoo-sources-6.1.170/other.patch": PATCH % "o",
+        },
+    )
+    return running_kernel(root)
+
+
+def test_the_patches_of_portage_go_before_those_that_are_named(tmp_path: Path) -> None:
+    kernel = gentoo(tmp_path / "root")
+    patches_in(tmp_path, "mine.patch")
+    found = base_patches(kernel, tmp_path / "root", named=[tmp_path / "mine.patch"], collect=True)
+    assert [patch.file.name for patch in found] == ["a.patch", "b.patch", "mine.patch"]
+    assert found[0].origin == "a.patch (portage, sys-kernel/gentoo-sources-6.12.60-r1)"
+    only = base_patches(kernel, tmp_path / "root", named=[tmp_path / "mine.patch"], collect=False)
+    assert [patch.file.name for patch in only] == ["mine.patch"]
+
+
+def test_a_kernel_that_is_of_no_package_has_no_patches_of_portage(tmp_path: Path) -> None:
+    kernel = gentoo(tmp_path, "6.12.61-mine")
+    assert base_patches(kernel, tmp_path, named=[], collect=True) == ()
+    assert host_facts(kernel, tmp_path).package is None
+
+
+def test_what_portage_would_refuse_can_be_left_out(tmp_path: Path) -> None:
+    kernel = gentoo(tmp_path)
+    put(tmp_path, {"etc/portage/patches/sys-kernel/gentoo-sources/d.patch/x": ""})
+    with pytest.raises(InvalidInputError, match=r"d\.patch") as caught:
+        base_patches(kernel, tmp_path, named=[], collect=True)
+    assert "--no-base-patches" in (caught.value.hint or "")
+
+
+def test_the_package_of_the_kernel_is_a_fact(tmp_path: Path) -> None:
+    package = host_facts(gentoo(tmp_path), tmp_path).package
+    assert package is not None
+    assert (package.name, package.version) == ("gentoo-sources", "6.12.60-r1")
+    assert package.use == ("experimental", "symlink")

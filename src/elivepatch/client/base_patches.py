@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elivepatch.client.inputs import InputFile, read_patch
+from elivepatch.client.portage_patches import CATEGORY, collect_patches, find_installed_kernel
 from elivepatch.errors import InputTooLargeError, InvalidInputError
 from elivepatch.kernel.running import RunningKernel
 from elivepatch.protocol import limits
@@ -18,10 +19,10 @@ _SUFFIXES = (".patch", ".diff")
 
 @dataclass(frozen=True)
 class BasePatch:
-    """A base patch and where it was found."""
+    """A base patch and, for people, where it was found."""
 
     file: InputFile
-    origin: Path
+    origin: str
 
 
 def base_patches(
@@ -36,7 +37,7 @@ def base_patches(
     """
     found = list(_collected(kernel, root)) if collect and kernel else []
     for path in named:
-        found += [BasePatch(read_patch(file), file) for file in (_listed(path) if path.is_dir() else [path])]
+        found += [BasePatch(read_patch(file), str(file)) for file in (_listed(path) if path.is_dir() else [path])]
         if len(found) > limits.PATCHES:
             break
     if len(found) > limits.PATCHES:
@@ -48,9 +49,17 @@ def base_patches(
 
 
 def _collected(kernel: RunningKernel, root: Path) -> Sequence[BasePatch]:
-    """What the package manager of this host applies to its kernel."""
-    del kernel, root
-    return ()
+    """What the package manager of this host applies to its kernel: portage is the one that does so by itself."""
+    try:
+        package = find_installed_kernel(kernel.release, root=root)
+        files = collect_patches(package, root=root) if package else ()
+    except InvalidInputError as error:
+        raise type(error)(
+            error.message, hint=f"{error.hint} Or leave the patches of portage out with --no-base-patches."
+        ) from error
+    if package is None:
+        return ()
+    return [BasePatch(file, f"{file.name} (portage, {CATEGORY}/{package.pf})") for file in files]
 
 
 def _listed(directory: Path) -> list[Path]:

@@ -250,7 +250,7 @@ def facts_command(context: click.Context, file: Path | None, as_json: bool) -> N
     flags: dict[str, Any] = context.meta["elivepatch.flags"]
     output = Output(as_json=as_json or flags["as_json"])
     with _ending_well(output):
-        text = host_facts(running_kernel(host.root)).dump_json() + "\n"
+        text = host_facts(running_kernel(host.root), host.root).dump_json() + "\n"
         if file is None:
             click.echo(text, nl=False)
         else:

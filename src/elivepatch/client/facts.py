@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 
-from elivepatch.errors import InvalidInputError
+from pydantic import ValidationError
+
+from elivepatch.client.portage_patches import find_installed_kernel
+from elivepatch.errors import InvalidInputError, UnavailableError
+from elivepatch.kernel.layout import btf_digest, from_kallsyms
 from elivepatch.kernel.running import RunningKernel
-from elivepatch.protocol.models import HostFacts
+from elivepatch.protocol.models import HostFacts, PackageFacts
 
 #: A source reference: its kind, and what of it. Which kinds there are the server knows.
 _SOURCE = re.compile(r"[a-z][a-z0-9._-]*:\S+")
 
 
-def host_facts(kernel: RunningKernel) -> HostFacts:
-    """The facts of this host as the server takes them; what is too long for it is cut."""
+def host_facts(kernel: RunningKernel, root: Path) -> HostFacts:
+    """The facts of the host below ``root`` as the server takes them; what is too long for it is cut or left out."""
     return HostFacts(
         release=kernel.release,
         version=kernel.version[:512] or None,
@@ -25,7 +31,45 @@ def host_facts(kernel: RunningKernel) -> HostFacts:
         compiler=kernel.compiler[:256] if kernel.compiler else None,
         taint=kernel.taint,
         livepatches=tuple(patch.name for patch in kernel.livepatches[:256]),
+        place=_place(kernel, root),
+        package=_package(kernel, root),
+        symbols_sha256=_symbols(root),
+        btf_sha256=btf_digest(root / "sys/kernel/btf/vmlinux"),
     )
+
+
+def _place(kernel: RunningKernel, root: Path) -> str | None:
+    """The directory that a self-built kernel was built in, by the link that its modules have (make modules_install)."""
+    with contextlib.suppress(OSError):
+        place = str((root / "lib/modules" / kernel.release / "build").readlink())
+        if place.startswith("/") and len(place) <= 1024:
+            return place
+    return None
+
+
+def _symbols(root: Path) -> str | None:
+    """The digest of the kernel's symbol layout; None where it may not be read, as without root."""
+    with contextlib.suppress(UnavailableError, InvalidInputError):
+        return from_kallsyms(root / "proc/kallsyms").digest()
+    return None
+
+
+def _package(kernel: RunningKernel, root: Path) -> PackageFacts | None:
+    """What portage knows of the kernel; None where it knows nothing, or not which package it is of."""
+    package = None
+    with contextlib.suppress(InvalidInputError):
+        package = find_installed_kernel(kernel.release, root=root)
+    if package is None:
+        return None
+    try:
+        return PackageFacts(
+            name=package.pn,
+            version=package.pf.removeprefix(f"{package.pn}-"),
+            use=package.use,
+            variables={name: value for name, value in package.variables.items() if len(value) <= 4096},
+        )
+    except ValidationError:  # what no package of a kernel has
+        return None
 
 
 def check_source(text: str) -> None:

@@ -159,8 +159,13 @@ class RequestRun:
             # the module 'configs' gives /proc/config.gz, which is that of the running kernel
             help_ = "modprobe configs may help" if running else "-k names another"
             self.output.line(f"configuration: none found on this host, the server takes the published one ({help_})")
+        # a tree of one's own has the patches of the package manager in it, or never had them
+        own_tree = (self.settings.kernel_source or "").startswith(("git:", "dir:"))
         base = base_patches(
-            kernel, self.host.root, named=self.settings.base_patches, collect=self.settings.collect_base_patches
+            kernel,
+            self.host.root,
+            named=self.settings.base_patches,
+            collect=self.settings.collect_base_patches and not own_tree,
         )
         for patch in base:
             self.output.line(f"base patch: {patch.origin}")
@@ -183,7 +188,7 @@ class RequestRun:
                 kernel=source or target,
                 build_id=kernel.build_id if kernel else None,
                 verify=self.settings.verify,
-                host=host_facts(kernel) if kernel else None,
+                host=host_facts(kernel, self.host.root) if kernel else None,
             )
         except ValidationError as error:
             raise InvalidInputError(
