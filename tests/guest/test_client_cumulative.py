@@ -25,6 +25,8 @@ cat > one.patch <<'PATCH'
 %ONE%PATCH
 cat > two.patch <<'PATCH'
 %TWO%PATCH
+cat > held.patch <<'PATCH'
+%HELD%PATCH
 cat > two.sh <<'CHECK'
 %CHECK%CHECK
 mark() { echo "=== $1"; }
@@ -36,6 +38,8 @@ effects() {
 mark before; effects
 mark load1; elivepatch -p one.patch; echo "exit $?"
 mark first; effects
+mark held; mkfifo pipe; cat pipe >/dev/null & exec 3>pipe # cat sleeps in pipe_read until the pipe is closed
+sleep 1; elivepatch -p held.patch --timeout 5; echo "exit $?"; effects; elivepatch status; exec 3>&-
 mark load2; elivepatch -p two.patch --check two.sh; echo "exit $?"
 mark second; effects
 mark status; elivepatch status --json
@@ -64,6 +68,7 @@ def told(
     work = tmp_path_factory.mktemp("cumulative")
     host = demo_host.guest_host(workshop, kernel, demo_host.find_kernel(workshop, release, progress), progress)
     script = SCRIPT
+    script = script.replace("%HELD%", Path(__file__).with_name("held.patch").read_text())
     for mark, name in (("%ONE%", "string.patch"), ("%TWO%", "two-files.patch"), ("%CHECK%", "two-files.sh")):
         script = script.replace(mark, (DATA / name).read_text())
     with demo_host.server(workshop, work) as server:
@@ -101,6 +106,16 @@ def test_the_second_replaces_the_first_and_both_effects_hold(told: dict[str, str
     assert held(told["second"], "module") == [second]
     assert f"contains the earlier livepatch {first}: one.patch" in told["load2"]
     assert f"it replaced {first} and contains one.patch, two.patch" in told["load2"]
+
+
+def test_a_transition_that_is_undone_leaves_the_first_in_force(told: dict[str, str]) -> None:
+    (first,) = held(told["first"], "livepatch")
+    assert "exit 4" in told["held"], told["held"]
+    assert "(cat) in pipe_read" in told["held"]
+    assert f"It was undone; {first} stays in force." in told["held"]
+    assert effects(told["held"]) == (True, False)
+    assert held(told["held"], "livepatch") == held(told["held"], "module") == [first]
+    assert "note:" not in told["held"]
 
 
 def test_status_shows_one_livepatch_with_all_its_patches(told: dict[str, str]) -> None:

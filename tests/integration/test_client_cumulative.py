@@ -155,7 +155,7 @@ def test_nothing_new_asks_no_server(first: Rig) -> None:
     assert [patch["name"] for patch in outcome["patches"]] == ["meminfo.patch", "b.patch"]
     assert outcome["patches"][0]["sha256"] == hashlib.sha256(PATCH.encode()).hexdigest()
     assert posts(first) == asked
-    assert first.steps() == ["present"]
+    assert len(first.journal()) == 2
 
 
 def test_what_is_present_can_be_written_to_a_file(first: Rig) -> None:
@@ -408,6 +408,19 @@ def test_a_module_that_stays_is_a_note(first: Rig) -> None:
     assert in_force(first) == [SECOND]
 
 
+def test_a_module_that_stayed_is_not_in_the_way_when_it_is_wanted_again(first: Rig) -> None:
+    first.kernel.busy = 10_000
+    assert run(first).exit_code == 0
+    assert modules(first) == {NAME, SECOND}
+    first.kernel.busy = 0
+    serve(first, NAME)
+    result = first.run("--drop-earlier")
+    assert result.exit_code == 0, result.output
+    assert in_force(first) == [NAME]
+    assert modules(first) == {NAME}
+    assert status(first)["disagreements"] == []
+
+
 @pytest.mark.parametrize("change", ["reverted", "loaded"])
 def test_what_changed_while_the_server_built_is_not_undone_by_the_load(first: Rig, change: str) -> None:
     original = first.server.build
@@ -425,6 +438,21 @@ def test_what_changed_while_the_server_built_is_not_undone_by_the_load(first: Ri
     assert result.exit_code == 4
     assert "were loaded or reverted while this one was built" in result.stderr
     assert set(first.kernel.log) == before
+
+
+def test_what_was_to_be_dropped_may_go_while_the_server_builds(first: Rig) -> None:
+    original = first.server.build
+
+    def build() -> dict[str, Any]:
+        if NAME in first.kernel.targets:
+            assert first.run("revert", NAME, patch=False).exit_code == 0
+        return original()
+
+    first.server.build = build
+    outcome = json.loads(run(first, "--drop-earlier", "--json").stdout)
+    assert outcome["status"] == "loaded"
+    assert outcome["replaced"] == []
+    assert steps_of(first, NAME)[-1] == "reverted"
 
 
 # -- crashes

@@ -307,7 +307,8 @@ class Loader:
             patch = livepatch(name, self.host.root)
             if patch and patch.enabled:
                 self._set_enabled(name, on=False)
-            if not self._settled(name, enabled=False, timeout=self.timeout):
+            # not less than a transition without hindrance takes, however short the one there was to be
+            if not self._settled(name, enabled=False, timeout=max(self.timeout, _UNLOAD_WAIT)):
                 tasks = tasks_behind(self.host.root, patching=False)
                 raise HostError(
                     f"The transition back has not finished. Held by: {_named(tasks)}.", hint="It goes on by itself."

@@ -36,7 +36,11 @@ class ContainedPatch(Model):
 
 
 class DroppedLivepatch(Model):
-    """An earlier livepatch whose effects are lost. ``patches`` is empty where they are not known."""
+    """An earlier livepatch that ends with effects of its own.
+
+    ``patches`` are those that the new one does not contain, empty where they are not known; ``functions`` are all that
+    it patched.
+    """
 
     name: str
     patches: tuple[str, ...] = ()

@@ -23,6 +23,8 @@ from elivepatch.protocol import limits
 
 #: Steps at which an interrupted client may have left a livepatch that is in force all the same.
 _INTERRUPTED = {"loading", "undoing", "reverting"}
+#: How many functions of a livepatch are named in words; the outcome as JSON has them all.
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,10 @@ class Plan:
         found: list[str] = []
         for lost in self.dropped:
             what = f"the effects of {', '.join(lost.patches)}" if lost.patches else "its effects"
-            found.append(f"the earlier livepatch {lost.name} is dropped: {what} end ({'; '.join(lost.functions)}).")
+            patched = "; ".join(lost.functions[:_NAMED])
+            if len(lost.functions) > _NAMED:
+                patched += f"; and {len(lost.functions) - _NAMED} more"
+            found.append(f"the earlier livepatch {lost.name} is dropped: {what} end. It patches {patched}.")
         return found
 
     def contained(self) -> tuple[ContainedPatch, ...]:
@@ -187,7 +192,8 @@ def record_replaced(
     gone = tuple(name for name in names if name not in held)
     for name in gone:
         entry = journal.latest_of(name)
-        if entry and entry.last and entry.last.step != "replaced" and entry.last.boot_id == kernel.boot_id:
+        last = entry.last if entry else None
+        if entry and last and last.boot_id == kernel.boot_id and last.step in {"loaded", *_INTERRUPTED}:
             journal.begin(entry).step("replaced", boot_id=kernel.boot_id, detail=detail, replaced_by=by)
     return gone
 

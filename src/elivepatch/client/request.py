@@ -86,7 +86,7 @@ class RequestRun:
         )
         self._tell_plan()
         if self.plan.present:
-            return self._present(self.plan.present, kernel, state, load=load)
+            return self._present(self.plan.present, kernel)
         inputs = self._read_inputs(target, kernel if running else None)
         request = self._request(target, kernel if running else None)
         if not is_protected(self.settings.url):
@@ -120,19 +120,16 @@ class RequestRun:
         for line in self.plan.losses():
             self._warn(line)
 
-    def _present(self, active: Active, kernel: RunningKernel, state: StateDirectory, *, load: bool) -> Outcome:
-        """Everything that was named is in force: nothing is sent."""
-        module = active.entry.module or StoredModule(name=active.name, sha256="", size=0)
+    def _present(self, active: Active, kernel: RunningKernel) -> Outcome:
+        """Everything that was named is in force: nothing is sent, and nothing is written into the journal."""
+        module = active.entry.module
         if self.wish.output:
             write_whole(self.wish.output, active.module_data(), mode=0o644)
-        if load or self.wish.output is None:
-            self._begin(state, kernel, kernel.release, None)
-            self._step("present", kernel, module=module, build=active.entry.build, key=active.entry.key)
         on_host = ModuleOnHost(
             name=active.name,
-            sha256=module.sha256,
-            size=module.size,
-            stored=module.path,
+            sha256=module.sha256 if module else "",
+            size=module.size if module else 0,
+            stored=module.path if module else None,
             output=str(self.wish.output) if self.wish.output else None,
         )
         return Outcome(
@@ -208,18 +205,16 @@ class RequestRun:
             self.output.line(f"taint: {flags}")
         return request
 
-    def _begin(self, state: StateDirectory, kernel: RunningKernel, target: str, inputs: Inputs | None) -> None:
+    def _begin(self, state: StateDirectory, kernel: RunningKernel, target: str, inputs: Inputs) -> None:
         entry = Entry(
             id=new_id(),
             release=target,
             build_id=kernel.build_id if target == kernel.release else None,
             url=self.settings.url,
             patches=self.plan.journalled(),
-            base_patches=tuple(
-                Input(name=file.name, sha256=file.sha256) for file in (inputs.base_patches if inputs else ())
-            ),
+            base_patches=tuple(Input(name=file.name, sha256=file.sha256) for file in inputs.base_patches),
             source=self.settings.kernel_source if target == kernel.release else None,
-            replaces=() if self.plan.present else self.plan.replaces,
+            replaces=self.plan.replaces,
         )
         self.record = Journal(state).begin(entry)
 
@@ -347,7 +342,10 @@ class RequestRun:
 
         loader = Loader(self.host, self.settings.transition_timeout, self.output.line, step)
         self.output.line(f"loading {module.name}")
-        replaces = self.plan.replaces
+        replaces = tuple(name for name in self.plan.replaces if livepatch(name, self.host.root))
+        last = Journal(state).latest_of(module.name)
+        if last and last.last and last.last.step == "replaced" and livepatch(module.name, self.host.root) is None:
+            loader.unload_replaced(module.name)  # what a crash or a busy kernel left of an earlier load
         try:
             with self.output.working("the kernel's tasks move to the patched code"):
                 loaded = loader.load(
