@@ -177,7 +177,7 @@ def test_another_kernel_is_never_loaded(rig: Rig) -> None:
     assert rig.kernel.log == []
     assert (rig.state / "modules" / other / f"{NAME}.ko").exists()
     request = json.loads(rig.server.seen[0].parts()[0][2])
-    assert request == {"kernel": other, "verify": True}
+    assert request == {"kernel": other, "verify": True, "proof": "layout"}
     assert [name for name, _, _ in rig.server.seen[0].parts()] == ["request", "patch"]
 
 
@@ -308,6 +308,45 @@ def test_a_compressed_configuration_is_sent_as_text(rig: Rig) -> None:
     put(rig.tmp, {"config.gz": gzip.compress(CONFIG + b"CONFIG_MINE=y\n")})
     assert rig.run("-k", rig.tmp / "config.gz").exit_code == 0
     assert [data for name, _, data in rig.server.seen[0].parts() if name == "config"] == [CONFIG + b"CONFIG_MINE=y\n"]
+
+
+KALLSYMS = "".join(
+    f"{0xFFFFFFFF81000000 + at:x} T {name}\n" for at, name in ((0, "_stext"), (16, "meminfo_proc_show"), (64, "_etext"))
+)
+
+
+def layout_report(rig: Rig, image: str = "built") -> None:
+    put(rig.host.root, {"proc/kallsyms": KALLSYMS, "sys/kernel/btf/vmlinux": "types"})
+    kernel = {"release": RELEASE, "build_id": "cd" * 20, "image": image}
+    rig.server.report = done_report(rig.server.module, kernel=kernel, proof={"level": "layout"})
+
+
+def test_a_kernel_that_the_server_built_is_taken_by_its_layout(rig: Rig) -> None:
+    layout_report(rig)
+    result = rig.run("--kernel", SOURCE)
+    assert result.exit_code == 0, result.output
+    host = json.loads(rig.server.seen[0].parts()[0][2])["host"]
+    assert host["btf_sha256"] == hashlib.sha256(b"types").hexdigest()
+    assert len(host["symbols_sha256"]) == 64
+    assert "warning: the proof is 'layout'" in result.stderr
+    assert rig.journal()[-1]["proof"] == "layout"
+
+
+def test_the_layout_is_not_enough_where_more_is_asked_for(rig: Rig) -> None:
+    layout_report(rig)
+    result = rig.run("--proof", "exact")
+    assert result.exit_code == 4
+    assert "only what is proven 'exact' is loaded" in result.stderr
+    assert json.loads(rig.server.seen[0].parts()[0][2])["proof"] == "exact"
+    assert rig.kernel.log == []
+
+
+def test_the_layout_of_an_image_that_was_not_built_for_this_is_no_proof(rig: Rig) -> None:
+    layout_report(rig, image="published")
+    result = rig.run()
+    assert result.exit_code == 4
+    assert "the server did not build the kernel" in result.stderr
+    assert rig.kernel.log == []
 
 
 # -- facts
@@ -511,7 +550,8 @@ WRONG: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "build id": (elf(), {"kernel": {"release": RELEASE, "build_id": "cd" * 20}}, f"this host runs {BUILD_ID}"),
     "no build id": (elf(), {"kernel": {"release": RELEASE}}, "build ID (unknown)"),
     "no proof": (elf(), {"proof": None}, "its proof is 'absent'"),
-    "weak proof": (elf(), {"proof": {"level": "layout"}}, "its proof is 'layout'"),
+    "weak proof": (elf(), {"proof": {"level": "none"}}, "its proof is 'none'"),
+    "layout not told": (elf(), {"proof": {"level": "layout"}}, "did not tell the layout of its kernel"),
     "no boot test": (elf(), {"verification": None}, "has not passed a boot test"),
     "nothing changed": (elf(), {"changed": []}, "names no function"),
     "functions": (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from elivepatch.errors import BuildIdMismatchError, Diagnosis, HostError, ModuleRejectedError
 from elivepatch.kernel.module_file import ModuleFile, read_module
 from elivepatch.kernel.running import RELEASE, RunningKernel
-from elivepatch.protocol.models import Report
+from elivepatch.protocol.models import BuildRequest, Report
 
 #: MODULE_NAME_LEN is 64 less a pointer (include/linux/module.h), with the NUL.
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,55}")
@@ -62,20 +62,39 @@ def check_module(data: bytes, report: Report, release: str | None) -> AcceptedMo
     return AcceptedModule(name, wanted, file, changed)
 
 
-def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, *, verify: bool) -> None:
+def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, asked: BuildRequest) -> None:
     """Check that the module may be loaded into the running kernel: proven for its very build, and tried.
 
-    ``verify`` false takes one that was not tried in a VM. Raises ModuleRejectedError and BuildIdMismatchError.
+    ``asked`` is the request: whether the module was to be tried in a VM, and the weakest proof that is taken. That of
+    level 'layout' counts only where the symbol layout of this kernel was sent, for the server to compare with. Raises
+    ModuleRejectedError and BuildIdMismatchError.
     """
     if module.file.is_for_machine(kernel.machine) is False:
         raise _rejected(f"{module.name} is for another machine than this {kernel.machine}")
     proof = report.proof
-    if proof is None or proof.level != "exact":
+    taken = ("exact",) if asked.proof == "exact" else ("exact", "layout")
+    if proof is None or proof.level not in taken:
         level = proof.level if proof else "absent"
-        raise _rejected(f"its proof is {level!r}; only what is proven 'exact' is loaded")
+        raise _rejected(f"its proof is {level!r}; only what is proven {' or '.join(map(repr, taken))} is loaded")
     different = [function.function for function in proof.functions if not function.identical]
     if different:
         raise _rejected(f"the original of {different[0]} is not the code of the kernel")
+    if proof.level == "layout":
+        # an image that the server built has another build ID than the host's own, or else the proof were exact
+        if asked.host is None or asked.host.symbols_sha256 is None:
+            raise _rejected("its proof is 'layout', and this host did not tell the layout of its kernel")
+        if report.kernel is None or report.kernel.image != "built":
+            raise _rejected("its proof is 'layout', and the server did not build the kernel that it was held against")
+    else:
+        _check_build_id(module, report, kernel)
+    if not module.functions:
+        raise _rejected("the report names no function that it changes")
+    verification = report.verification
+    if asked.verify and not (verification and verification.booted and verification.loaded and verification.reverted):
+        raise _rejected("it has not passed a boot test", hint="With --no-verify it would be loaded all the same.")
+
+
+def _check_build_id(module: AcceptedModule, report: Report, kernel: RunningKernel) -> None:
     built_for = report.kernel.build_id if report.kernel else None
     if kernel.build_id is None or built_for != kernel.build_id:
         raise BuildIdMismatchError(
@@ -83,11 +102,6 @@ def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, *,
             f"this host runs {kernel.build_id or '(unknown)'}.",
             hint="The kernel package was renewed under the same release: reboot into it, or build for the running one.",
         )
-    if not module.functions:
-        raise _rejected("the report names no function that it changes")
-    verification = report.verification
-    if verify and not (verification and verification.booted and verification.loaded and verification.reverted):
-        raise _rejected("it has not passed a boot test", hint="With --no-verify it would be loaded all the same.")
 
 
 def check_can_load(kernel: RunningKernel, user: int) -> tuple[str, ...]:

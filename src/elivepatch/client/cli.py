@@ -144,6 +144,11 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 )
 @click.option("--no-verify", is_flag=True, help="Do without the boot test, and load what was not tried.")
 @click.option(
+    "--proof",
+    type=click.Choice(["exact", "layout"]),
+    help="Weakest proof that is taken: layout (the default) also takes a kernel that the server had to build anew.",
+)
+@click.option(
     "--accept-warnings",
     is_flag=True,
     help="Load although the patch changes the layout of memory that the kernel has in use: it can corrupt data.",
@@ -199,6 +204,7 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
         "kernel_version": flags["kernel_version"],
         "kpatch": flags["kpatch"],
         "kernel_source": flags["kernel_source"],
+        "proof": flags["proof"],
         "base_patches": flags["base_patch"],
         "collect_base_patches": False if flags["no_base_patches"] else None,
         "load": False if flags["no_load"] else None,

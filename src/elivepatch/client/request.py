@@ -103,7 +103,7 @@ class RequestRun:
                     outcome = refusal(build, target, tuple(self.warnings))
                     self._step("failed", kernel, detail=outcome.error.message if outcome.error else None)
                     return outcome
-                return self._receive(connection, build, kernel, state, load=load, running=running)
+                return self._receive(connection, build, request, kernel, state, load=load, running=running)
         except ElivepatchError as error:
             self._step("failed", kernel, detail=error.message)
             raise
@@ -185,6 +185,7 @@ class RequestRun:
                 kernel=source or target,
                 build_id=kernel.build_id if kernel else None,
                 verify=self.settings.verify,
+                proof=self.settings.proof,
                 host=host_facts(kernel, self.host.root) if kernel else None,
             )
         except ValidationError as error:
@@ -248,6 +249,7 @@ class RequestRun:
         self,
         connection: Connection,
         build: Build,
+        asked: BuildRequest,
         kernel: RunningKernel,
         state: StateDirectory,
         *,
@@ -263,7 +265,9 @@ class RequestRun:
         data = connection.module(build.id, report.module)
         module = check_module(data, report, kernel.release if running else None)
         if load:
-            check_fits(module, report, kernel, verify=self.settings.verify)
+            check_fits(module, report, kernel, asked)
+            if report.proof and report.proof.level == "layout":
+                self._warn("the proof is 'layout': the server built this kernel anew, and its layout is this host's.")
         if self.wish.output:
             write_whole(self.wish.output, data, mode=0o644)
         on_host = ModuleOnHost(

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -50,6 +50,7 @@ class Settings(BaseModel):
     load: bool = Field(default=True, description="whether the module is loaded")
     kpatch: bool = Field(default=False, description="whether it is loaded by the program kpatch")
     verify: bool = Field(default=True, description="whether the module must have passed a boot test")
+    proof: Literal["exact", "layout"] = Field(default="layout", description="the weakest proof that is taken")
     transition_timeout: Seconds = Field(default=120.0, description="how long a transition may take")
     build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
     state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
