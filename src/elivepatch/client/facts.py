@@ -39,12 +39,20 @@ def host_facts(kernel: RunningKernel, root: Path) -> HostFacts:
 
 
 def _place(kernel: RunningKernel, root: Path) -> str | None:
-    """The directory that a self-built kernel was built in, by the link that its modules have (make modules_install)."""
-    with contextlib.suppress(OSError):
+    """The directory that a self-built kernel was built in, by the link that its modules have (make modules_install).
+
+    It may be gone. What is there and neither a source tree nor a build beside one is a distribution's headers: not
+    told, for it says nothing of the kernel, and not all hosts have them.
+    """
+    try:
         place = str((root / "lib/modules" / kernel.release / "build").readlink())
-        if place.startswith("/") and len(place) <= 1024:
-            return place
-    return None
+    except OSError:
+        return None
+    if not place.startswith("/") or len(place) > 1024:
+        return None
+    there = root / place.lstrip("/")
+    headers = there.is_dir() and not ((there / "init/main.c").is_file() or (there / "source").is_dir())
+    return None if headers else place
 
 
 def _symbols(root: Path) -> str | None:
