@@ -65,7 +65,7 @@ def _symbols(root: Path) -> str | None:
 def _package(kernel: RunningKernel, root: Path) -> PackageFacts | None:
     """What portage knows of the kernel; None where it knows nothing, or not which package it is of."""
     package = None
-    with contextlib.suppress(InvalidInputError):
+    with contextlib.suppress(InvalidInputError, OSError):
         package = find_installed_kernel(kernel.release, root=root)
     if package is None:
         return None
