@@ -373,6 +373,14 @@ def test_a_tree_of_another_version(world: World) -> None:
         world.composed(world.kernel("gentoo-kernel-6.12.3"))
 
 
+def test_an_excluded_step_of_the_version(world: World) -> None:
+    """The guard looks before patches are excluded, so only the Makefile tells that the version was not reached."""
+    broken(world)
+    kernel = world.kernel("gentoo-sources-6.12.2", variables={"UNIPATCH_EXCLUDE": "1001 1510"})
+    with pytest.raises(SourceRejectedError, match=r"The tree is of Linux 6\.12\.1, and 6\.12\.2-gentoo was asked for"):
+        world.composed(kernel)
+
+
 def test_patches_that_lead_out_of_the_tree_change_nothing(world: World) -> None:
     outside = world.work / "outside.txt"
     outside.write_text("line\n")
