@@ -320,18 +320,16 @@ def _build(
         examination = doctor.examine(doctor.changes_of(applied))
         doctor.require_code(examination, series.paths)
         doctor.require_possible(examination)
-        added = [file.path for file in applied.files if file.original is None]
-        touched = [path for file in applied.files for path in (file.old_path, file.path) if path is not None]
-        affected = lookup.affected_objects(kernel, touched, added)
+        change = lookup.change_of(applied)
+        affected = lookup.affected_objects(kernel, change, work / "lookup", workshop.parallel, progress)
         state.notes += [*applied.findings, *examination.findings, *affected.notes]
-    progress.step(f"compiling {', '.join(affected.paths)}")
+    progress.step(f"compiling {', '.join(affected.paths[:5])}{', …' if len(affected.paths) > 5 else ''}")
     with progress.timed("compile"):
         compiled, findings = Compiler(kernel, work / "compile", workshop.parallel).compile(
-            affected.paths, changes / "patched"
+            affected.paths, affected.files, affected.plain
         )
         state.notes += [said for said in findings if said.severity != "error"]
-        for each in compiled:
-            lookup.check_parent(kernel, each.path, each.parent)
+        compiled = [part for each in compiled for part in lookup.in_parents(kernel, each)]
     state.cache = CacheReport(kernel=was_there, original_objects=sum(each.cached for each in compiled))
     with progress.timed("proof"):
         prover = Prover(kernel)

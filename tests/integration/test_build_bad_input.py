@@ -209,11 +209,11 @@ CASES: dict[str, tuple[Patch, int, str, str, tuple[str, ...]]] = {
         (DEVICES, "devinfo_ops"),
     ),
     "a header": (
-        lambda builder: builder.change("fs/proc/internal.h", ("#include <linux/proc_fs.h>", "#define NEW 1")),
+        lambda builder: builder.change("include/linux/list.h", ("return list->next == head;", "return head == list;")),
         3,
         "cannot-livepatch",
-        "header-change",
-        ("fs/proc/internal.h",),
+        "header-fan-out",
+        ("include/linux/list.h",),
     ),
     "a new file": (
         lambda _: STRING + diff("fs/proc/new.c", "", "int elivepatch_new;\n"),

@@ -21,6 +21,19 @@ EXPECTED = {
     "new-function": {("vmlinux", "version_proc_show", "changed"), ("vmlinux", "version_show_note", "new")},
     "new-static-variable": {("vmlinux", "loadavg_proc_show", "changed")},
     "two-files": {("vmlinux", "uptime_proc_show", "changed"), ("vmlinux", "loadavg_proc_show", "changed")},
+    "header": {
+        ("vmlinux", "do_task_stat", "changed"),
+        ("vmlinux", "uptime_proc_show", "changed"),
+        ("vmlinux", "do_sysinfo.isra.0", "changed"),
+        ("vmlinux", "get_boottime_timespec", "changed"),
+        ("vmlinux", "posix_get_boottime_timespec", "changed"),
+    },
+    "new-file": {
+        ("vmlinux", "uptime_proc_show", "changed"),
+        ("vmlinux", "version_proc_show", "changed"),
+        ("vmlinux", "version_note", "new"),
+        ("vmlinux", "count", "new"),
+    },
     "module": {("xfs", "xfs_stats_format", "changed")},
     "module-and-vmlinux": {("xfs", "xfs_stats_format", "changed"), ("vmlinux", "meminfo_proc_show", "changed")},
 }

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from elf_builder import FILE, FUNC, Sym, tables
-from elivepatch.build.objects import affected_objects, check_parent
+from elivepatch.build import fanout
+from elivepatch.build.compiler import CompiledObject
+from elivepatch.build.objects import Change, Objects, affected_objects, in_parents
 from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.preprocess import Preprocessed
 from elivepatch.build.unpack import RawTables, module_name, module_names, raw_tables, read_symbols, write_symbols
 from elivepatch.errors import CannotLivepatchError, InternalError, NothingToPatchError
+from elivepatch.progress import Progress
 from elivepatch.toolchains.roots import Root
 
 FILES = {
@@ -53,6 +58,13 @@ def kernel(tmp_path: Path) -> PreparedKernel:
     return PreparedKernel(entry, source, root, "6.12.1", "", "", "", "", {}, {}, {}, modules)
 
 
+def lookup(kernel: PreparedKernel, touched: list[str], added: list[str] | None = None) -> Objects:
+    originals = {path: FILES.get(path, "").encode() for path in touched if path not in (added or [])}
+    patched = {path: (FILES.get(path, "") + "int more;\n").encode() for path in touched}
+    work = kernel.path.parent / "work"
+    return affected_objects(kernel, Change(originals, patched), work, 1, Progress(lambda _: None))
+
+
 @pytest.mark.parametrize(
     ("touched", "objects"),
     [
@@ -68,8 +80,9 @@ def kernel(tmp_path: Path) -> PreparedKernel:
     ],
 )
 def test_objects_of_files(kernel: PreparedKernel, touched: list[str], objects: list[str]) -> None:
-    found = affected_objects(kernel, touched, [])
-    assert (list(found.paths), list(found.notes)) == (objects, [])
+    found = lookup(kernel, touched)
+    assert sorted(found.paths) == objects
+    assert all(note.rule == "build-file-ignored" for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -83,35 +96,57 @@ def test_objects_of_files(kernel: PreparedKernel, touched: list[str], objects: l
 )
 def test_a_file_that_is_not_contained(kernel: PreparedKernel, file: str, word: str) -> None:
     with pytest.raises(NothingToPatchError) as caught:
-        affected_objects(kernel, [file], [])
+        lookup(kernel, [file])
     (finding,) = caught.value.diagnosis
     assert (finding.rule, finding.severity, finding.file) == ("not-in-kernel", "error", file)
     assert word in finding.message
-    beside = affected_objects(kernel, [file, "fs/proc/meminfo.c"], [])
+    beside = lookup(kernel, [file, "fs/proc/meminfo.c"])
     assert list(beside.paths) == ["fs/proc/meminfo.o"]
     assert [(note.rule, note.severity, note.file) for note in beside.notes] == [("not-in-kernel", "note", file)]
 
 
 def test_nothing_that_is_code(kernel: PreparedKernel) -> None:
     with pytest.raises(NothingToPatchError) as caught:
-        affected_objects(kernel, ["Documentation/x.rst", "fs/proc/Makefile"], [])
+        lookup(kernel, ["Documentation/x.rst", "fs/proc/Makefile"])
     assert caught.value.hint
+    assert [each.rule for each in caught.value.diagnosis] == ["build-file-ignored"]
 
 
-def test_headers_and_new_files_are_refused_all_at_once(kernel: PreparedKernel) -> None:
+def test_what_a_patch_cannot_do_is_refused_all_at_once(kernel: PreparedKernel) -> None:
     touched = ["fs/proc/meminfo.c", "include/linux/fs.h", "fs/proc/new.c", "fs/proc/unselected.c"]
     with pytest.raises(CannotLivepatchError) as caught:
-        affected_objects(kernel, touched, ["fs/proc/new.c"])
+        lookup(kernel, touched, ["fs/proc/new.c"])
     assert [(each.rule, each.file) for each in caught.value.diagnosis] == [
-        ("header-change", "include/linux/fs.h"),
         ("new-file", "fs/proc/new.c"),
+        ("not-in-kernel", "include/linux/fs.h"),
         ("not-in-kernel", "fs/proc/unselected.c"),
     ]
 
 
+def test_a_source_file_of_the_kernel_cannot_be_removed(kernel: PreparedKernel) -> None:
+    gone = {"fs/proc/meminfo.c": b"int meminfo;\n"}
+    with pytest.raises(CannotLivepatchError) as caught:
+        affected_objects(kernel, Change(gone, {}), kernel.path.parent / "work", 1, Progress(lambda _: None))
+    assert [(each.rule, each.file) for each in caught.value.diagnosis] == [("file-removed", "fs/proc/meminfo.c")]
+
+
+def test_a_new_file_that_a_changed_one_includes_is_a_part_of_it(kernel: PreparedKernel) -> None:
+    patched = {"fs/proc/meminfo.c": b'#include "helper.c"\n', "fs/proc/helper.c": b"static int help;\n"}
+    change = Change({"fs/proc/meminfo.c": b"int meminfo;\n"}, patched)
+    found = affected_objects(kernel, change, kernel.path.parent / "work", 1, Progress(lambda _: None))
+    assert (list(found.paths), list(found.notes)) == (["fs/proc/meminfo.o"], [])
+    assert found.files == patched
+
+
+def parents(kernel: PreparedKernel, path: str, parent: str) -> list[str]:
+    nowhere = Path("none.o")
+    return [each.parent for each in in_parents(kernel, CompiledObject(path, nowhere, nowhere, nowhere, parent, False))]
+
+
 def test_the_parent_that_kbuild_names_must_contain_the_object(kernel: PreparedKernel) -> None:
-    check_parent(kernel, "fs/proc/meminfo.o", "vmlinux")
-    check_parent(kernel, "fs/xfs/xfs_stats.o", "xfs")
+    assert parents(kernel, "fs/proc/meminfo.o", "vmlinux") == ["vmlinux"]
+    assert parents(kernel, "fs/xfs/xfs_stats.o", "xfs") == ["xfs"]
+    assert parents(kernel, "fs/xfs/xfs_stats.o", "other:xfs") == ["xfs"]  # the other is not selected
     for path, parent in (
         ("fs/proc/unselected.o", "vmlinux"),
         ("fs/xfs/xfs_stats.o", "vmlinux"),
@@ -119,7 +154,50 @@ def test_the_parent_that_kbuild_names_must_contain_the_object(kernel: PreparedKe
         ("net/rds/stats.o", "xfs"),
     ):
         with pytest.raises(NothingToPatchError):
-            check_parent(kernel, path, parent)
+            parents(kernel, path, parent)
+
+
+# -- headers
+
+
+@pytest.fixture
+def header_kernel(kernel: PreparedKernel, monkeypatch: pytest.MonkeyPatch) -> PreparedKernel:
+    """The kernel with a header in three of its files; what is preprocessed changes, but for one of them."""
+    for name in ("fs/proc/meminfo.c", "lib/one.c", "fs/xfs/xfs_stats.c"):
+        (kernel.source / name).write_text('#include "../include/linux/fs.h"\n#include "../../include/linux/fs.h"\n')
+
+    def compare(
+        kernel: PreparedKernel, files: Sequence[str], patched: Mapping[str, bytes], work: Path, parallel: int
+    ) -> Iterator[Preprocessed]:
+        del kernel, work, parallel
+        assert patched["include/linux/fs.h"]
+        for file in files:
+            yield Preprocessed(file, "xfs" if "xfs" in file else "vmlinux", changed=file != "lib/one.c")
+
+    monkeypatch.setattr(fanout, "compare", compare)
+    return kernel
+
+
+def test_a_header_reaches_the_objects_that_change_with_it(header_kernel: PreparedKernel) -> None:
+    found = lookup(header_kernel, ["include/linux/fs.h"])
+    assert list(found.paths) == ["fs/proc/meminfo.o", "fs/xfs/xfs_stats.o"]
+    (note,) = found.notes
+    assert (note.rule, note.severity) == ("header-users", "note")
+    assert "included by 3 source files" in note.message
+
+
+@pytest.mark.parametrize(("limit", "count"), [("CANDIDATES_LIMIT", 3), ("OBJECTS_LIMIT", 2)])
+def test_a_header_with_too_many_users(
+    header_kernel: PreparedKernel, monkeypatch: pytest.MonkeyPatch, limit: str, count: int
+) -> None:
+    monkeypatch.setattr(fanout, limit, 1)
+    with pytest.raises(CannotLivepatchError) as caught:
+        lookup(header_kernel, ["include/linux/fs.h"])
+    (finding,) = [each for each in caught.value.diagnosis if each.severity == "error"]
+    assert (finding.rule, finding.file) == ("header-fan-out", "include/linux/fs.h")
+    assert f"reaches {count} objects" in finding.message
+    assert "fs/proc (1)" in finding.message
+    assert "meminfo.c" in finding.message
 
 
 # -- modules and their symbols

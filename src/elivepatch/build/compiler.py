@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from elivepatch.build.collect import collect
 from elivepatch.build.diagnose import RULES, diagnose_compiler
-from elivepatch.build.kbuild import SECTION_FLAGS
+from elivepatch.build.kbuild import SECTION_FLAGS, saved_command, saved_parent
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
@@ -50,6 +50,8 @@ _NO_MEMORY = re.compile(
 )
 #: Age in seconds at which what is being put into the cache of originals is nobody's any more.
 _LEFT_SECONDS = 3600.0
+#: Objects of one run of kbuild: with debug information one takes up to 10 MB, and the time of a run is limited.
+_BATCH = 16
 
 
 class Form(Enum):
@@ -108,6 +110,23 @@ class OriginalObject:
     form: Form = Form.FAST
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """The changed files: as they are compiled, and as the patch left them."""
+
+    patched: Mapping[str, bytes]
+    plain: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An object that the kernel does not have, compiled by itself. ``parent`` is what the makefiles make it part of."""
+
+    path: str
+    file: Path
+    parent: str | None
+
+
 class Compiler:
     """Compiles for one kernel in one working directory."""
 
@@ -116,28 +135,33 @@ class Compiler:
         self._work = work
         self._parallel = max(1, parallel)
         self._cache = kernel.path / "objects"
+        self._parents: dict[str, str] = {}
 
-    def compile(self, objects: Sequence[str], patched_files: Path) -> tuple[list[CompiledObject], list[Diagnosis]]:
-        """Compile objects, given by their paths in the tree; ``patched_files`` holds the changed files by their paths.
+    def compile(
+        self, objects: Sequence[str], patched: Mapping[str, bytes], plain: Mapping[str, bytes] | None = None
+    ) -> tuple[list[CompiledObject], list[Diagnosis]]:
+        """Compile objects, given by their paths in the tree; ``patched`` are the texts of the changed files.
 
+        With ``plain`` texts an object that does not compile is tried once more, and what is said is said of those.
         Raises DoesNotCompileError with the compiler's findings for the patched side, InternalError for the original.
         """
+        files = _Texts(patched, plain or patched)
         kept = {path: self._cached(path) for path in objects}
         missing = [path for path, original in kept.items() if original is None]
         fast = [path for path, original in kept.items() if original is None or original.form is Form.FAST]
         with ThreadPoolExecutor(3) as pool:
             exact = pool.submit(self._build, "exact", missing, "", {})
             pair = pool.submit(self._build, "original", missing, Form.FAST.flags, {})
-            patched = pool.submit(self._build_patched, fast, patched_files, Form.FAST)
+            other = pool.submit(self._build_patched, fast, files, Form.FAST)
             exact_files, pair_files = exact.result(), pair.result()
-            built, findings = patched.result()
+            built, findings = other.result()
         self._keep_all(missing, exact_files, pair_files)
         compiled: list[CompiledObject] = []
         originals = {path: self._cached(path) for path in objects}
         for form in (Form.DEBUG, Form.PLAIN, Form.PLAIN_DEBUG):
             again = [path for path, original in originals.items() if original is not None and original.form is form]
             if again:
-                more, said = self._build_patched(again, patched_files, form)
+                more, said = self._build_patched(again, files, form)
                 built.update(more)
                 findings += said
         for path, original in originals.items():
@@ -148,7 +172,7 @@ class Compiler:
                     path, original.exact, original.original, built[path], original.parent, path not in missing
                 )
             )
-        return compiled, findings
+        return compiled, list(dict.fromkeys(findings))  # a header says the same for each of its users
 
     def _keep_all(self, missing: Sequence[str], exact: Mapping[str, Path], fast: Mapping[str, Path]) -> None:
         """Find the form of each original in which the differ sees the kernel's own functions, and keep that."""
@@ -158,7 +182,7 @@ class Compiler:
             built = fast if form is Form.FAST else self._build(f"original-{form.name}", now, form.flags, form.files)
             for path in now:
                 if _functions(exact[path]) == _functions(built[path]):
-                    self._keep(path, exact[path], built[path], self._work / "exact/upper", form)
+                    self._keep(path, exact[path], built[path], self._parents[path], form)
                     left.remove(path)
         if left:
             raise InternalError(
@@ -177,7 +201,7 @@ class Compiler:
             if path in missing:
                 built = work / "upper" / path
                 if built.exists():
-                    parent = _parent(work / "upper", path)
+                    parent = _require_parent(work / "upper", path)
                     found[path] = OriginalObject(path, built, built, parent, cached=False)
                 else:
                     found[path] = done.stderr[-300:] or "not built"
@@ -189,79 +213,97 @@ class Compiler:
 
     def _build(self, name: str, objects: Sequence[str], flags: str, files: Mapping[str, bytes]) -> dict[str, Path]:
         """Compile objects of the original tree; they must compile, the kernel's makers did it too."""
-        if not objects:
-            return {}
-        work = self._work / name
-        _place(work / "upper", files)
-        with self._kernel.sandbox(work) as sandbox:
-            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=flags, parallel=self._parallel)
-        built = self._collect(work, objects)
-        lacking = [path for path in objects if path not in built]
-        if lacking:
-            raise InternalError(
-                f"The unpatched {', '.join(lacking)} of {self._kernel.release} cannot be compiled:\n"
-                f"{done.stderr[-3000:]}",
-                hint="The prepared kernel or its build root lacks something; the patch is not to blame.",
-            )
+        built: dict[str, Path] = {}
+        for number, batch in _batches(objects):
+            work = self._work / f"{name}-{number}"
+            place_files(work / "upper", files)
+            with self._kernel.sandbox(work) as sandbox:
+                done = self._kernel.kbuild.objects(sandbox, batch, extra_flags=flags, parallel=self._parallel)
+            built |= self._collect(work, batch)
+            lacking = [path for path in batch if path not in built]
+            if lacking:
+                raise InternalError(
+                    f"The unpatched {', '.join(lacking)} of {self._kernel.release} cannot be compiled:\n"
+                    f"{done.stderr[-3000:]}",
+                    hint="The prepared kernel or its build root lacks something; the patch is not to blame.",
+                )
+            self._parents |= {path: _require_parent(work / "upper", path) for path in batch}
+            remove_tree(work / "upper")
         return built
 
     def _build_patched(
-        self, objects: Sequence[str], patched_files: Path, form: Form
+        self, objects: Sequence[str], files: _Texts, form: Form
     ) -> tuple[dict[str, Path], list[Diagnosis]]:
-        if not objects:
-            return {}, []
-        work = self._work / f"patched-{form.name}"
-        upper = work / "upper"
-        upper.mkdir(parents=True)
-        changed = {
-            str(path.relative_to(patched_files)): path.read_bytes()
-            for path in patched_files.rglob("*")
-            if path.is_file()
-        }
-        _place(upper, {**changed, **form.files})
-        try:
-            with self._kernel.sandbox(work) as sandbox:
-                done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=form.flags, parallel=self._parallel)
-        except DiskFullError:
-            raise
-        except (ResourceExhaustedError, ProgramError) as error:
-            # the unpatched files compile within these limits: it is the patch that does not
-            raise SandboxViolationError(
-                "Compiling the patched source overstepped a limit of the sandbox: "
-                f"{error.reason if isinstance(error, ProgramError) else error.message}",
-                hint="Leave out of the patch whatever makes its compilation write or run without end.",
-            ) from error
+        built: dict[str, Path] = {}
+        findings: list[Diagnosis] = []
+        for number, batch in _batches(objects):
+            work = self._work / f"patched-{form.name}-{number}"
+            some, stderr = self._run_patched(batch, files.patched, form, work)
+            lacking = [path for path in batch if path not in some]
+            if lacking and files.plain is not files.patched:
+                more, stderr = self._run_patched(lacking, files.plain, form, work.with_name(f"{work.name}-plain"))
+                some |= more
+            findings += self._judge(batch, some, stderr)
+            built |= some
+        return built, findings
+
+    def compile_new(
+        self, objects: Sequence[str], patched: Mapping[str, bytes]
+    ) -> tuple[dict[str, NewObject], list[Diagnosis]]:
+        """Compile objects that the kernel does not have, each by itself, as the patched makefiles say.
+
+        Raises DoesNotCompileError.
+        """
+        work = self._work / "new"
+        built, stderr = self._run_patched(objects, patched, Form.FAST, work)
+        findings = self._judge(objects, built, stderr)
+        found = {path: NewObject(path, file, saved_parent(work / "objects", path)) for path, file in built.items()}
+        return found, findings
+
+    def _run_patched(
+        self, objects: Sequence[str], files: Mapping[str, bytes], form: Form, work: Path
+    ) -> tuple[dict[str, Path], str]:
+        place_files(work / "upper", {**files, **form.files})
+        with limits_of_patch(), self._kernel.sandbox(work) as sandbox:
+            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=form.flags, parallel=self._parallel)
         built = self._collect(work, objects)
         for path, file in built.items():
             _check_object(path, file)
-        findings = list(diagnose_compiler(done.stderr))
-        if len(built) != len(objects) and (short := _NO_MEMORY.search(done.stderr)):
+            collect(work / "upper", saved_command(path), work / "objects" / saved_command(path))
+        remove_tree(work / "upper")
+        return built, done.stderr
+
+    @staticmethod
+    def _judge(objects: Sequence[str], built: Mapping[str, Path], stderr: str) -> list[Diagnosis]:
+        """What the compiler found; raises DoesNotCompileError where an object was not built."""
+        findings = list(diagnose_compiler(stderr))
+        lacking = [path for path in objects if path not in built]
+        if not lacking:
+            return findings
+        if short := _NO_MEMORY.search(stderr):
             raise SandboxViolationError(
                 f"Compiling the patched source takes more memory than the sandbox gives: {short[0]}",
                 hint="Leave out of the patch whatever makes its compilation grow without end.",
             )
-        if len(built) != len(objects):
-            errors = [finding for finding in findings if finding.severity == "error"]
-            lacking = [path for path in objects if path not in built]
-            if not errors:
-                errors = [
-                    Diagnosis(
-                        rule="compile-error",
-                        message=f"{path} was not built: {done.stderr.strip()[-1000:]}",
-                        file=f"{path.removesuffix('.o')}.c",
-                    )
-                    for path in lacking
-                ]
-            ours = [finding for finding in errors if finding.rule in RULES and RULES[finding.rule].ours]
-            if ours:
-                raise ToolCrashedError(f"The compiler failed: {ours[0].message}", diagnosis=ours)
-            first = errors[0]
-            raise DoesNotCompileError(
-                f"The patched source does not compile: {_place_of(first)}{first.message}",
-                hint="Build the patched kernel source with this configuration, and correct the patch.",
-                diagnosis=errors,
-            )
-        return built, findings
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if not errors:
+            errors = [
+                Diagnosis(
+                    rule="compile-error",
+                    message=f"{path} was not built: {stderr.strip()[-1000:]}",
+                    file=f"{path.removesuffix('.o')}.c",
+                )
+                for path in lacking
+            ]
+        ours = [finding for finding in errors if finding.rule in RULES and RULES[finding.rule].ours]
+        if ours:
+            raise ToolCrashedError(f"The compiler failed: {ours[0].message}", diagnosis=ours)
+        first = errors[0]
+        raise DoesNotCompileError(
+            f"The patched source does not compile: {_place_of(first)}{first.message}",
+            hint="Build the patched kernel source with this configuration, and correct the patch.",
+            diagnosis=errors,
+        )
 
     @staticmethod
     def _collect(work: Path, objects: Sequence[str]) -> dict[str, Path]:
@@ -282,7 +324,7 @@ class Compiler:
             return None
         return OriginalObject(path, entry / "exact.o", entry / "original.o", parent, cached=True, form=form)
 
-    def _keep(self, path: str, exact: Path, original: Path, upper: Path, form: Form) -> None:
+    def _keep(self, path: str, exact: Path, original: Path, parent: str, form: Form) -> None:
         self._cache.mkdir(exist_ok=True)
         for left in self._cache.glob(".part.*"):  # of a build that was killed: none takes an hour here
             if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
@@ -292,7 +334,7 @@ class Compiler:
             work.chmod(0o755)
             shutil.copyfile(exact, work / "exact.o")
             shutil.copyfile(original, work / "original.o")
-            (work / "parent").write_text(_parent(upper, path))
+            (work / "parent").write_text(parent)
             (work / "form").write_text(form.name)
             work.rename(self._cache_entry(path))
         except OSError:
@@ -317,7 +359,7 @@ def _check_object(path: str, file: Path) -> None:
         ) from error
 
 
-def _place(upper: Path, files: Mapping[str, bytes]) -> None:
+def place_files(upper: Path, files: Mapping[str, bytes]) -> None:
     """Put files into a writable layer, all of it owned by the sandbox's user."""
     upper.mkdir(parents=True, exist_ok=True)
     give_to_sandbox(upper)
@@ -340,14 +382,28 @@ def _functions(path: Path) -> set[str]:
         return {symbol.name for symbol in image.symbols() if symbol.type == 2 and symbol.section}
 
 
-def _parent(upper: Path, path: str) -> str:
-    """vmlinux, or the module's name: kbuild's saved command line names it (scripts/Makefile.lib)."""
-    saved = upper / Path(path).parent / f".{Path(path).name}.cmd"
-    line = saved.read_text(errors="replace").splitlines()[0]
-    words = shlex.split(line.partition(":=")[2])
-    if "-DMODULE" not in words:
-        return "vmlinux"
-    for word in words:
-        if word.startswith("-DKBUILD_MODNAME="):
-            return word.partition("=")[2].strip('"')
-    raise InternalError(f"kbuild's command for {path} names no module.")
+def _require_parent(upper: Path, path: str) -> str:
+    parent = saved_parent(upper, path)
+    if parent is None:
+        raise InternalError(f"kbuild's command for {path} names no module.")
+    return parent
+
+
+@contextmanager
+def limits_of_patch() -> Generator[None]:
+    """What runs over a limit of the sandbox in here is the patch's doing: the unpatched files stay within them."""
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except (ResourceExhaustedError, ProgramError) as error:
+        raise SandboxViolationError(
+            "Compiling the patched source overstepped a limit of the sandbox: "
+            f"{error.reason if isinstance(error, ProgramError) else error.message}",
+            hint="Leave out of the patch whatever makes its compilation write or run without end.",
+        ) from error
+
+
+def _batches(objects: Sequence[str]) -> Generator[tuple[int, Sequence[str]]]:
+    for at in range(0, len(objects), _BATCH):
+        yield at // _BATCH, objects[at : at + _BATCH]

@@ -9,8 +9,10 @@ environment. That is caught once per kernel; from then on scripts/Makefile.build
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from elivepatch.errors import InternalError
 from elivepatch.process import Completed
@@ -88,3 +90,27 @@ def catch_environment(sandbox: Sandbox, release: str, variables: Mapping[str, st
     if "KBUILD_CFLAGS" not in environment or "sub_make_done" not in environment:
         raise InternalError(f"kbuild of {release} handed down no compiler flags.")
     return environment
+
+
+def saved_command(path: str) -> str:
+    """Where kbuild saves the command line of a target (scripts/Kbuild.include)."""
+    directory, slash, name = path.rpartition("/")
+    return f"{directory}{slash}.{name}.cmd"
+
+
+def saved_parent(directory: Path, path: str) -> str | None:
+    """What a target of ours belongs to: vmlinux, or the name of its module; None where kbuild has not made it.
+
+    The saved command line names it (scripts/Makefile.lib); an object of several modules has them all, ``a:b``.
+    """
+    try:
+        line = (directory / saved_command(path)).read_text(errors="replace").splitlines()[0]
+        words = shlex.split(line.partition(":=")[2])
+    except (OSError, IndexError, ValueError):
+        return None
+    if "-DMODULE" not in words:
+        return "vmlinux"
+    for word in words:
+        if word.startswith("-DKBUILD_MODNAME="):
+            return word.partition("=")[2].strip('"')
+    return None

@@ -7,123 +7,201 @@ is established first: the compile units of its image, and the files of its modul
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from elivepatch.build.compiler import CompiledObject
+from elivepatch.build.contents import kernel_index, parents_of, source_tree
+from elivepatch.build.fanout import Fanout
+from elivepatch.build.includes import IncludeIndex
+from elivepatch.build.lines import keep_lines
+from elivepatch.build.newfiles import NewFiles, join_new_files
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
 from elivepatch.errors import CannotLivepatchError, Diagnosis, NothingToPatchError
-from elivepatch.kernel.elf import file_groups
+from elivepatch.patches.apply import Applied
+from elivepatch.progress import Progress
 
-_INCLUDES = r'^\s*#\s*include\s+"(?:[^"\n]*/)?{name}"'
+_BUILD_FILES = ("Makefile", "Kbuild", "Kconfig")
+
+
+@dataclass(frozen=True)
+class Change:
+    """The files of a patch by their paths: as they were (not the new ones), and as they are (not the removed ones)."""
+
+    originals: Mapping[str, bytes]
+    patched: Mapping[str, bytes]
+
+    @property
+    def texts(self) -> dict[str, bytes | None]:
+        """All touched files as the patch leaves them; None is one that it removes."""
+        return {**dict.fromkeys(self.originals, None), **self.patched}
+
+    def added(self, path: str) -> bool:
+        """Whether the kernel's source does not have the file."""
+        return path not in self.originals
+
+
+def change_of(applied: Applied) -> Change:
+    """What a series that has been applied changes; a renamed file is one that goes and one that comes."""
+    originals: dict[str, bytes] = {}
+    patched: dict[str, bytes] = {}
+    for file in applied.files:
+        if file.original is not None:
+            originals[file.old_path or file.path] = file.original.read_bytes()
+        if file.patched is not None:
+            patched[file.path] = file.patched.read_bytes()
+    return Change(originals, patched)
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects to compile, and findings about files that need none."""
+    """The objects to compile, paths from the top of the tree, and findings about files that need none.
+
+    ``files`` are the texts to compile them with, ``plain`` the same as the patch has them, for messages.
+    """
 
     paths: Sequence[str]
-    notes: Sequence[Diagnosis]
+    notes: Sequence[Diagnosis] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    plain: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
-def affected_objects(kernel: PreparedKernel, touched: Iterable[str], added: Iterable[str]) -> Objects:
-    """The objects of the kernel that touched files are compiled into, paths from the top of the tree.
+def affected_objects(kernel: PreparedKernel, change: Change, work: Path, parallel: int, progress: Progress) -> Objects:
+    """The objects of the kernel that a change can alter; ``work`` is a directory that does not exist yet.
 
-    ``added`` are the touched files that the kernel's source does not have. Raises NothingToPatchError where none of
-    the files is part of this kernel, CannotLivepatchError for headers and new files.
+    Raises NothingToPatchError where none of the files is part of this kernel, CannotLivepatchError for headers with too
+    many users, and for new or removed files that a livepatch cannot have.
     """
-    new = set(added)
-    units = kernel.compile_units()
-    paths: list[str] = []
-    outside: list[Diagnosis] = []
-    refused: list[Diagnosis] = []
-    for file in touched:
-        suffix = PurePosixPath(file).suffix
-        if suffix == ".h":
-            refused.append(_header(file))
-        elif suffix == ".c" and file in new:
-            refused.append(_new_file(file))
-        elif suffix == ".c":
-            owners = _owners(kernel, units, file, set())
-            if owners:
-                paths += [owner for owner in owners if owner not in paths]
+    search = _Search(kernel, change)
+    search.sources()
+    search.build_files()
+    search.headers(work, parallel, progress)
+    return search.result(work)
+
+
+class _Search:
+    def __init__(self, kernel: PreparedKernel, change: Change) -> None:
+        self._kernel = kernel
+        self._change = change
+        self._paths: list[str] = []
+        self._outside: list[Diagnosis] = []
+        self._notes: list[Diagnosis] = []
+        self._refused: list[Diagnosis] = []
+        self._included: list[str] = []
+        self._new: list[str] = []
+
+    @property
+    def _index(self) -> IncludeIndex:
+        return kernel_index(self._kernel)
+
+    def sources(self) -> None:
+        """The C files: compiled themselves, new, gone, or only included by others."""
+        for file, text in self._change.texts.items():
+            suffix = PurePosixPath(file).suffix
+            if suffix == ".c" and self._change.added(file):
+                self._new.append(file)
+            elif suffix == ".c" and parents_of(self._kernel, file):
+                if text is None:
+                    self._refused.append(
+                        finding("file-removed", f"The patch removes {file}, which this kernel contains.", file=file)
+                    )
+                else:
+                    self._paths.append(f"{file.removesuffix('.c')}.o")
+            elif suffix in (".c", ".h", ".inc", ".def"):
+                self._included.append(file)
+
+    def build_files(self) -> None:
+        """Makefiles and Kconfig files: what of them does nothing, said openly."""
+        for file in self._change.texts:
+            name = PurePosixPath(file).name
+            if name.startswith("Kconfig"):
+                said = f"{file} is ignored: a livepatch does not change the configuration of the running kernel."
+            elif name.startswith(_BUILD_FILES):
+                said = (
+                    f"{file} counts for the objects that the patch changes anyway, and for those alone: a livepatch "
+                    "neither adds objects to the running kernel nor takes any away."
+                )
             else:
-                outside.append(_not_contained(kernel, file))
-    if refused:
-        raise CannotLivepatchError(refused[0].message, hint=refused[0].hint, diagnosis=[*refused, *outside])
-    if not paths:
-        raise NothingToPatchError(
-            outside[0].message if outside else "The patch touches no C source file of this kernel.",
-            hint=outside[0].hint if outside else "Send the patch with the C code that is to change.",
-            diagnosis=outside,
-        )
-    return Objects(paths, [replace(said, severity="note") for said in outside])
+                continue
+            self._notes.append(finding("build-file-ignored", said, file=file))
+
+    def headers(self, work: Path, parallel: int, progress: Progress) -> None:
+        """Files that others include: the objects that they reach and that change with them."""
+        wanted = [*self._included, *self._new]
+        if not wanted:
+            return
+        progress.step(f"looking for what includes {', '.join(wanted[:3])}{', …' if len(wanted) > 3 else ''}")
+        index = self._index
+        tree = replace(source_tree(self._kernel), texts=self._change.texts)
+        fanout = Fanout(self._kernel, index, tree, self._changed_texts(), parallel, progress)
+        found = fanout.users(self._included, self._new, known=self._paths, work=work)
+        self._paths += [path for path in found.objects if path not in self._paths]
+        self._notes += found.notes
+        self._refused += found.refused
+        self._new = [file for file in self._new if file not in found.included]
+        for file in self._included:
+            if file not in found.reached and PurePosixPath(file).suffix == ".c":
+                self._outside.append(not_contained(self._kernel, file))
+            elif file not in found.reached and not self._change.added(file):
+                said = f"No object of {self._kernel.release} includes {file}."
+                self._outside.append(finding("not-in-kernel", said, file=file))
+
+    def result(self, work: Path) -> Objects:
+        """What is to be compiled; raises what speaks against it."""
+        files = self._changed_texts()
+        joined = NewFiles()
+        if self._new:
+            joined = join_new_files(
+                self._kernel, self._new, self._change.patched, self._paths, work.with_name(f"{work.name}-new")
+            )
+            self._refused += joined.refused
+            self._notes += joined.notes
+        if self._refused:
+            first = self._refused[0]
+            raise CannotLivepatchError(
+                first.message, hint=first.hint, diagnosis=[*self._refused, *self._outside, *self._notes]
+            )
+        if not self._paths:
+            reasons = self._outside or [replace(note, severity="error") for note in self._notes]
+            raise NothingToPatchError(
+                reasons[0].message if reasons else "The patch touches no C source file of this kernel.",
+                hint=reasons[0].hint if reasons else "Send the patch with the C code that is to change.",
+                diagnosis=reasons,
+            )
+        notes = [*self._notes, *(replace(said, severity="note") for said in self._outside)]
+        plain = {**self._change.patched, **joined.files}
+        return Objects(self._paths, notes, {**files, **joined.files}, plain)
+
+    def _changed_texts(self) -> dict[str, bytes]:
+        """The changed files, headers with their line numbers kept: ``__LINE__`` is in the code of whoever uses them."""
+        return {
+            path: keep_lines(self._change.originals[path], text)
+            if path in self._included and path in self._change.originals
+            else text
+            for path, text in self._change.patched.items()
+        }
 
 
-def _owners(kernel: PreparedKernel, units: frozenset[str], file: str, seen: set[str]) -> list[str]:
-    """The objects that a C file is compiled into: its own, or those of the files that include it."""
-    if file in seen:
-        return []
-    seen.add(file)
-    if file in units or module_candidates(kernel, file):
-        return [f"{file.removesuffix('.c')}.o"]
-    directory = kernel.source / PurePosixPath(file).parent
-    pattern = re.compile(_INCLUDES.format(name=re.escape(PurePosixPath(file).name)).encode(), re.MULTILINE)
-    owners: list[str] = []
-    for sibling in sorted(directory.glob("*.c")) if directory.is_dir() else ():
-        if not sibling.is_symlink() and pattern.search(sibling.read_bytes()):
-            owners += _owners(kernel, units, str(sibling.relative_to(kernel.source)), seen)
-    return owners
+def in_parents(kernel: PreparedKernel, compiled: CompiledObject) -> list[CompiledObject]:
+    """An object as a part of what this kernel has it in, now that kbuild has named that: one for each of its modules.
 
-
-def module_candidates(kernel: PreparedKernel, file: str) -> list[str]:
-    """The shipped modules of a file's directory that hold a file of that name.
-
-    A module lies where the Makefile that makes it does: in the file's directory, or in one above it.
+    kbuild compiles an object of several modules once, with the same flags for all, and names them ``a:b``. Raises
+    NothingToPatchError where the kernel has it in none: kbuild compiles what the configuration does not select, too.
     """
-    path = PurePosixPath(file)
-    above = {str(parent) for parent in path.parents if str(parent) != "."}
-    found: list[str] = []
-    for name, shipped in kernel.modules.items():
-        place = str(PurePosixPath(shipped).parent).removeprefix("kernel/")
-        if place in above and (kernel.path / "symbols" / f"{name}.z").exists():
-            tables = kernel.module_symbols(name)
-            if file_groups(tables.symtab, tables.strtab, path.name):
-                found.append(name)
+    known = parents_of(kernel, compiled.source)
+    found = [replace(compiled, parent=parent) for parent in compiled.parent.split(":") if parent in known]
+    if not found:
+        lacking = not_contained(kernel, compiled.source)
+        raise NothingToPatchError(lacking.message, hint=lacking.hint, diagnosis=[lacking])
     return found
 
 
-def check_parent(kernel: PreparedKernel, path: str, parent: str) -> None:
-    """Check, once kbuild has named the parent of an object, that this kernel contains it there.
-
-    Raises NothingToPatchError: kbuild compiles what the configuration does not select, too.
-    """
-    file = f"{path.removesuffix('.o')}.c"
-    if ":" in parent:
-        said = f"{file} is compiled into several modules: {', '.join(parent.split(':'))}."
-        shared = finding("several-modules", said, file=file)
-        raise CannotLivepatchError(shared.message, hint=shared.hint, diagnosis=[shared])
-    contained = file in kernel.compile_units() if parent == "vmlinux" else parent in module_candidates(kernel, file)
-    if not contained:
-        lacking = _not_contained(kernel, file)
-        raise NothingToPatchError(lacking.message, hint=lacking.hint, diagnosis=[lacking])
-
-
-def _not_contained(kernel: PreparedKernel, file: str) -> Diagnosis:
+def not_contained(kernel: PreparedKernel, file: str) -> Diagnosis:
+    """The finding that a kernel does not contain a file, and why."""
     exists = (kernel.source / Path(file)).exists()
     why = "its configuration leaves it out" if exists else "its source does not have it"
     return finding(
         "not-in-kernel", f"{kernel.release} does not contain {file}: {why}. There is nothing to patch.", file=file
     )
-
-
-def _header(file: str) -> Diagnosis:
-    said = f"{file} is a header: every object that includes it would have to be built, which is not offered yet."
-    return finding("header-change", said, file=file)
-
-
-def _new_file(file: str) -> Diagnosis:
-    said = f"{file} is a new source file: objects that the kernel does not have yet are not offered yet."
-    return finding("new-file", said, file=file)

@@ -51,17 +51,45 @@ KERNEL_RULES: dict[str, Rule] = {
         "This kernel does not contain the file",
         "This kernel does not need the patch, unless the file is built outside of the kernel's tree.",
     ),
-    "header-change": Rule(
-        "A header has changed, and with it every object that includes it",
-        "Make the change in the .c files that need it, for example with a declaration of their own.",
+    "header-fan-out": Rule(
+        "A header has changed that too many objects include",
+        "Make the change in the .c files that need it, for example with a corrected copy of the function under a new "
+        "name, or in a header that fewer files include.",
+    ),
+    "header-users": Rule(
+        "How many objects include a changed header, and how many of them change with it",
+        "Look at the list of changed functions: all of them are replaced.",
+        severity="note",
+    ),
+    "header-assembly": Rule(
+        "A changed header alters assembly code",
+        "Leave the part of the header that assembly uses as it is; only functions of C can be replaced.",
+    ),
+    "file-removed": Rule(
+        "The patch removes a source file of this kernel",
+        "Keep the file, and change its functions instead: code of the running kernel cannot be taken away.",
+    ),
+    "build-file-ignored": Rule(
+        "A file of the build system is ignored, in whole or in part",
+        "Check that the change does not depend on it; leave it out of the patch to be sure.",
+        severity="warning",
     ),
     "new-file": Rule(
-        "The patch adds a source file",
-        "Put the new functions into a file that the patch changes anyway.",
+        "The patch adds a source file that cannot become a part of the kernel's objects",
+        "Put the new functions into a file that the patch changes anyway, or include the new file there.",
     ),
-    "several-modules": Rule(
-        "The file is compiled into several modules at once",
-        "Such a file cannot be patched yet; make the change in the callers, if they are in one module only.",
+    "new-file-init": Rule(
+        "A new source file has code or data for the start of the kernel or of a module",
+        "Leave it out, and do what it does in a function that runs later and that the patch changes.",
+    ),
+    "new-file-export": Rule(
+        "A new source file exports symbols",
+        "Leave EXPORT_SYMBOL out: what the patch itself calls needs none, and modules cannot find new exports.",
+    ),
+    "new-file-joined": Rule(
+        "A new source file is compiled as a part of one that the patch changes",
+        "Static names of the two must differ.",
+        severity="note",
     ),
     "proof-failed": Rule(
         "The original of a function is not the kernel's",

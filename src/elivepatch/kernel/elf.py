@@ -258,6 +258,12 @@ def readelf_symbols(symtab: bytes, strtab: bytes) -> str:
     return "\n".join(lines) + "\n"
 
 
+def file_names(symtab: bytes, strtab: bytes) -> set[str]:
+    """The base names of all files that a symbol table names."""
+    symbols = _SYMBOL.iter_unpack(symtab)
+    return {_text(strtab, name_at) for name_at, info, *_ in symbols if info & 15 == STT_FILE}
+
+
 @dataclass(frozen=True)
 class FileGroup:
     """The local symbols that stand under one FILE symbol: what one object gave to the linked image."""

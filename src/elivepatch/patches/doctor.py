@@ -152,7 +152,7 @@ def _file_findings(change: SourceChange) -> Iterator[Diagnosis]:
             f"{path} belongs to the build system: a livepatch keeps the configuration and the objects of its kernel.",
             path,
             severity="warning",
-            hint="Leave it out if the change does not need it; new source files cannot come with a livepatch.",
+            hint="Leave it out, unless it says what a new source file of the patch is a part of.",
         )
     elif pure.suffix == ".h":
         yield _finding(

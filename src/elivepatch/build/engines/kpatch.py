@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -23,6 +24,7 @@ from elivepatch.build.engines.engine import DiffObject, FunctionChange
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import CannotLivepatchError, Diagnosis, ElivepatchError, InternalError, NoChangeError
+from elivepatch.kernel.elf import SHN_ABS, STB_LOCAL, ElfImage
 from elivepatch.process import ProgramError
 from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import JOB, TREE, Sandbox, give_to_sandbox
@@ -141,9 +143,13 @@ class KpatchEngine:
             shutil.copy2(file, place / file.name)
             give_to_sandbox(place / file.name)
         inputs: list[str] = []
+        shared = [path for path, count in Counter(diff.source.path for diff in diffs).items() if count > 1]
         for number, diff in enumerate(diffs):
             inputs.append(f"diff-{number}.o")
             shutil.copyfile(diff.path, place / inputs[-1])
+            if diff.source.path in shared:
+                self._localise(place / inputs[-1])
+                give_to_sandbox(place / inputs[-1])
         # what kbuild would have left behind for modpost, had it compiled the module
         files = {
             "Makefile": "",
@@ -167,6 +173,19 @@ class KpatchEngine:
         if not collect(job, "module.ko", module):
             raise InternalError("create-klp-module wrote no module.")
         return module
+
+    def _localise(self, file: Path) -> None:
+        """Make the functions of an object that several modules have local: the livepatch brings one for each."""
+        with ElfImage(file) as image:
+            names = [s.name for s in image.symbols() if s.bind != STB_LOCAL and 0 < s.section < SHN_ABS]
+        file.with_suffix(".names").write_text("\n".join(names))
+        give_to_sandbox(file)
+        argv = [
+            self._kernel.environment["OBJCOPY"],
+            f"--localize-symbols={JOB}/{file.stem}.names",
+            f"{JOB}/{file.name}",
+        ]
+        Sandbox(self._kernel.root.path, job=file.parent).run(argv)
 
     def _order_suffix(self) -> str:
         """What modules.order lists: objects since 6.3, modules before (scripts/Makefile.modfinal)."""
