@@ -11,11 +11,16 @@ from posixpath import normpath
 import pytest
 
 from build_support import Builder, change, diff
+from elivepatch.build.compiler import Compiler
 from elivepatch.build.contents import kernel_index
+from elivepatch.build.engines.kpatch import KpatchEngine
 from elivepatch.build.kbuild import saved_command
+from elivepatch.build.lines import keep_lines
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.preprocess import compare
+from elivepatch.kernel.elf import STB_LOCAL, ElfImage
 from elivepatch.protocol.models import BuildStatus
+from elivepatch.workshop import TOOLS_ROOT, Workshop
 
 pytestmark = pytest.mark.integration
 
@@ -81,6 +86,26 @@ def test_only_what_uses_the_change_is_left_after_preprocessing(kernel: PreparedK
     found = {each.file: each for each in compare(kernel, files, {header: patched}, tmp_path / "work", 2)}
     assert {file: each.changed for file, each in found.items()} == dict(zip(files, (True, False, False), strict=True))
     assert {each.parent for each in found.values()} == {"vmlinux"}
+
+
+def test_what_is_left_out_would_have_come_out_the_same(kernel: PreparedKernel, tmp_path: Path) -> None:
+    header = "include/linux/time_namespace.h"
+    text = (kernel.source / header).read_bytes()
+    patched = text.replace(
+        b"*ts = timespec64_add(*ts, ns_offsets->boottime);",
+        b"if (ts)\n*ts = timespec64_add(*ts, ns_offsets->boottime);",
+    )
+    files = {header: keep_lines(text, patched)}
+    assert patched != text
+    tmp_path.chmod(0o755)
+    users = sorted(unit for unit in kernel_index(kernel).includers([header]) if unit.endswith(".c"))
+    changed = {each.file: each.changed for each in compare(kernel, users, files, tmp_path / "work", 2)}
+    assert 3 <= sum(changed.values()) < len(users) - 3
+    objects = [f"{unit.removesuffix('.c')}.o" for unit in users]
+    compiled, _ = Compiler(kernel, tmp_path / "compile", 2).compile(objects, files)
+    altered = {each.source for each in compiled if each.original.read_bytes() != each.patched.read_bytes()}
+    assert altered <= {file for file, may in changed.items() if may}
+    assert altered
 
 
 MAKEFILE = "fs/proc/Makefile"
@@ -153,10 +178,12 @@ def test_a_new_header_and_a_new_file_that_is_included(builder: Builder) -> None:
         ("	return 0;\n", '	seq_printf(m, "%d\\n", included(LEVEL));\n	return 0;\n'),
     )
     patch = source + diff("fs/proc/elivepatch_new.h", "", "#define LEVEL 3\n")
-    patch += diff("fs/proc/elivepatch_inc.c", "", "static noinline int included(int a) { return a * 5; }\n")
+    patch += diff(
+        "fs/proc/elivepatch_inc.c", "", "static __attribute__((__noipa__)) int included(int a) { return a * 5; }\n"
+    )
     built = builder(patch)
     assert built.report.status is BuildStatus.DONE, built.told
-    assert {(each.function, each.kind) for each in built.report.changed} == {
+    assert {(each.function.partition(".")[0], each.kind) for each in built.report.changed} == {
         ("version_proc_show", "changed"),
         ("included", "new"),
     }
@@ -172,6 +199,39 @@ def test_a_build_file_is_never_ignored_in_silence(builder: Builder, file: str) -
     beside = builder(build_file + change(builder.source, "fs/proc/meminfo.c", ("VmallocChunk:", "VMALLOCCHUNK:")))
     assert beside.report.status is BuildStatus.DONE, beside.told
     assert "build-file-ignored" in beside.rules
+
+
+def test_a_file_that_another_directory_compiles(builder: Builder) -> None:
+    replacement = ("created_vcpus >= kvm->max_vcpus", "created_vcpus + 1 > kvm->max_vcpus")
+    built = builder(builder.change("virt/kvm/kvm_main.c", replacement))
+    assert (built.report.status, built.report.exit_status) == (BuildStatus.REFUSED, 3), built.told
+    assert {each.rule for each in built.report.diagnosis if each.severity == "error"} == {"foreign-makefile"}
+
+
+def test_a_module_with_a_dash_in_its_name(builder: Builder) -> None:
+    replacement = ('ti->error = "Invalid stripe count";', 'ti->error = "Invalid stripe number";')
+    built = builder(builder.change("drivers/md/dm-stripe.c", replacement))
+    assert built.report.status is BuildStatus.DONE, built.told
+    assert {(each.object, each.function) for each in built.report.changed} == {("dm_mod", "stripe_ctr")}
+
+
+def test_one_object_in_two_modules(builder: Builder, workshop: Workshop, tmp_path: Path) -> None:
+    # no kernel at hand has one: the diff of a global function comes twice, as it does from two modules
+    kernel = builder.kernel
+    tmp_path.chmod(0o755)
+    text = (kernel.source / "fs/xfs/xfs_stats.c").read_bytes()
+    patched = text.replace(b"debug %u", b"DEBUG %u")
+    assert patched != text
+    compiled, _ = Compiler(kernel, tmp_path / "compile", 2).compile(
+        ["fs/xfs/xfs_stats.o"], {"fs/xfs/xfs_stats.c": patched}
+    )
+    engine = KpatchEngine(kernel, workshop.roots.get(TOOLS_ROOT))
+    (tmp_path / "link").mkdir()
+    (diff_object,) = engine.diff(compiled, tmp_path / "diff")
+    module = engine.link([diff_object, diff_object], "elivepatch_twice", tmp_path / "link")
+    with ElfImage(module) as image:
+        functions = [symbol for symbol in image.symbols() if symbol.name == "xfs_stats_format"]
+    assert [symbol.bind for symbol in functions if symbol.section] == [STB_LOCAL, STB_LOCAL]
 
 
 def test_a_removed_source_file(builder: Builder) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from elivepatch.build.collect import collect
 from elivepatch.build.diagnose import RULES, diagnose_compiler
-from elivepatch.build.kbuild import SECTION_FLAGS, saved_command, saved_parent
+from elivepatch.build.forms import Form
+from elivepatch.build.kbuild import saved_command, saved_parent
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
@@ -38,12 +38,6 @@ from elivepatch.kernel.elf import ElfImage
 from elivepatch.process import ProgramError
 from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
 
-#: The sites of runtime constants are filled in at boot, in vmlinux only (arch/x86/include/asm/runtime-const.h). In a
-#: module they would keep their placeholder, so the pair is compiled with the plain form, which reads the variable.
-_RUNTIME_CONST = "arch/x86/include/asm/runtime-const.h"
-_PLAIN_RUNTIME_CONST = b"#include <asm-generic/runtime-const.h>\n"
-
-
 #: How the compiler and the linker say that they got no more memory.
 _NO_MEMORY = re.compile(
     r"^.*(?:out of memory|virtual memory exhausted|memory exhausted|Cannot allocate memory).*$", re.M
@@ -52,33 +46,6 @@ _NO_MEMORY = re.compile(
 _LEFT_SECONDS = 3600.0
 #: Objects of one run of kbuild: with debug information one takes up to 10 MB, and the time of a run is limited.
 _BATCH = 16
-
-
-class Form(Enum):
-    """How a pair is compiled: flags beside the kernel's own, and whether runtime constants are in their plain form.
-
-    Without debug information the compiler and all that follow are faster; now and then it inlines otherwise then, so
-    the functions of the pair are compared with the kernel's, and the next form is tried.
-    """
-
-    FAST = (f"{SECTION_FLAGS} -g0", False)
-    DEBUG = (SECTION_FLAGS, False)
-    PLAIN = (f"{SECTION_FLAGS} -g0", True)
-    PLAIN_DEBUG = (SECTION_FLAGS, True)
-
-    @property
-    def flags(self) -> str:
-        """The flags."""
-        return self.value[0]
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """The files of the tree that are replaced."""
-        return {_RUNTIME_CONST: _PLAIN_RUNTIME_CONST} if self.value[1] else {}
-
-    def suits(self, exact: Path) -> bool:
-        """Whether it is a form for this object."""
-        return self.value[1] == _has_runtime_constants(exact)
 
 
 @dataclass(frozen=True)
@@ -370,11 +337,6 @@ def place_files(upper: Path, files: Mapping[str, bytes]) -> None:
     if files and sandbox_owner():
         for path in upper.rglob("*"):
             give_to_sandbox(path)
-
-
-def _has_runtime_constants(path: Path) -> bool:
-    with ElfImage(path) as image:
-        return any(section.name.startswith("runtime_") for section in image.sections)
 
 
 def _functions(path: Path) -> set[str]:

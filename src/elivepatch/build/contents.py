@@ -8,7 +8,8 @@ has files of virt/kvm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 from elivepatch.build.includes import IncludeIndex, SearchPath, Tree, load_index, make_index, save_index
@@ -74,20 +75,38 @@ def parents_of(kernel: PreparedKernel, file: str) -> tuple[str, ...]:
     return tuple(found) or kernel_index(kernel).units.get(file, ())
 
 
+def foreign_module(kernel: PreparedKernel, file: str, parents: Collection[str]) -> str | None:
+    """The module of a file that the makefile of another directory compiles (``../../../virt/kvm/x.o``); else None."""
+    places = {name: str(PurePosixPath(kernel.modules[name]).parent) for name in parents if name != "vmlinux"}
+    if not places or "vmlinux" in parents:
+        return None
+    if any(file.startswith(f"{place.removeprefix('kernel/')}/") for place in places.values()):
+        return None
+    return min(places)
+
+
 def _files_of_module(kernel: PreparedKernel, module: str, by_name: dict[str, list[str]]) -> list[str]:
     if not (kernel.path / "symbols" / f"{module}.z").exists():
         return []
     tables = kernel.module_symbols(module)
     place = f"{PurePosixPath(kernel.modules[module]).parent}/".removeprefix("kernel/")
     found: list[str] = []
+    elsewhere: list[list[str]] = []
     for name in sorted(file_names(tables.symtab, tables.strtab)):
         if not name.endswith(".c") or name.endswith(".mod.c") or name == _OF_EVERY_MODULE:
             continue
         paths = by_name.get(name, [])
         near = [path for path in paths if path.startswith(place)]
-        found += near or [path for path in paths if _is_ours(path)]
+        found += near
+        if not near:
+            elsewhere.append([path for path in paths if _is_ours(path)])
         if not paths and (template := _template(place, name, by_name)):
             found.append(template)
+    # of several with one name, the one in the directory that most of them are from
+    homes = Counter(path.rpartition("/")[0] for paths in elsewhere for path in paths)
+    for paths in elsewhere:
+        most = max((homes[path.rpartition("/")[0]] for path in paths), default=0)
+        found += [path for path in paths if homes[path.rpartition("/")[0]] == most]
     return found
 
 

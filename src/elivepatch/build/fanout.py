@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import basename, dirname
 
+from elivepatch.build.contents import foreign_module
 from elivepatch.build.includes import IncludeIndex, Tree
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.preprocess import compare
@@ -91,18 +92,22 @@ class Fanout:
     ) -> tuple[list[str], list[Diagnosis]]:
         objects: list[str] = []
         assembly: list[str] = []
+        elsewhere: list[Diagnosis] = []
         done = 0
         for each in compare(self.kernel, candidates, self.files, work, self.parallel):
             done += 1
             if done % 20 == 0:
                 self.progress.step(f"{done} of {len(candidates)} users preprocessed, {len(objects)} change")
+            if each.changed and (module := foreign_module(self.kernel, each.file, self.index.units[each.file])):
+                elsewhere.append(foreign(each.file, module))
+                continue
             if not each.changed or not self._contains(each.file, each.parent):
                 continue
             if each.file.endswith(".S"):
                 assembly.append(each.file)
             else:
                 objects.append(f"{each.file.removesuffix('.c')}.o")
-        refused = [
+        refused = elsewhere + [
             finding("header-assembly", f"{file} is assembly, and changes with {_names(headers)}.", file=file)
             for file in assembly
         ]
@@ -112,6 +117,12 @@ class Fanout:
         """Whether the kernel has the object there: the base name of a module's file may stand for several."""
         owners = self.index.units[file]
         return parent is None or any(each in owners for each in parent.split(":"))
+
+
+def foreign(file: str, module: str) -> Diagnosis:
+    """The refusal of a file that is compiled by the makefile of another directory."""
+    said = f"{file} is a part of the module {module}, compiled by a makefile of another directory: not offered yet."
+    return finding("foreign-makefile", said, file=file)
 
 
 def _names(headers: Sequence[str]) -> str:

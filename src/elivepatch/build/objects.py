@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from elivepatch.build.compiler import CompiledObject
-from elivepatch.build.contents import kernel_index, parents_of, source_tree
-from elivepatch.build.fanout import Fanout
+from elivepatch.build.contents import foreign_module, kernel_index, parents_of, source_tree
+from elivepatch.build.fanout import Fanout, foreign
 from elivepatch.build.includes import IncludeIndex
 from elivepatch.build.lines import keep_lines
 from elivepatch.build.newfiles import NewFiles, join_new_files
@@ -107,6 +107,8 @@ class _Search:
                     self._refused.append(
                         finding("file-removed", f"The patch removes {file}, which this kernel contains.", file=file)
                     )
+                elif module := foreign_module(self._kernel, file, parents_of(self._kernel, file)):
+                    self._refused.append(foreign(file, module))
                 else:
                     self._paths.append(f"{file.removesuffix('.c')}.o")
             elif suffix in (".c", ".h", ".inc", ".def"):

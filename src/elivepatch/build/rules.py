@@ -69,6 +69,10 @@ KERNEL_RULES: dict[str, Rule] = {
         "The patch removes a source file of this kernel",
         "Keep the file, and change its functions instead: code of the running kernel cannot be taken away.",
     ),
+    "foreign-makefile": Rule(
+        "The file is compiled by the makefile of another directory",
+        "Make the change in a file that lies below the directory of its module, if one will do.",
+    ),
     "build-file-ignored": Rule(
         "A file of the build system is ignored, in whole or in part",
         "Check that the change does not depend on it; leave it out of the patch to be sure.",
