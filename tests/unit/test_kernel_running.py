@@ -234,10 +234,10 @@ def test_modules_disabled_is_seen(tmp_path: Path) -> None:
 
 CONFIG = b"#\n# Linux/x86 6.12.117 Kernel Configuration\n#\nCONFIG_LIVEPATCH=y\n# CONFIG_FOO is not set\n"
 PLACES = [
-    ("proc/config.gz", gzip.compress(b"CONFIG_A=y\n")),
+    ("proc/config.gz", gzip.compress(b"CONFIG_A=y\n", mtime=0)),
     (f"boot/config-{RELEASE}", b"CONFIG_B=y\n"),
     (f"lib/modules/{RELEASE}/config", b"CONFIG_C=y\n"),
-    (f"lib/modules/{RELEASE}/build/.config", gzip.compress(b"CONFIG_D=y\n")),
+    (f"lib/modules/{RELEASE}/build/.config", gzip.compress(b"CONFIG_D=y\n", mtime=0)),
 ]
 
 
@@ -263,7 +263,7 @@ def test_a_given_configuration_counts_alone(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
-    put(tmp_path, {"bomb": gzip.compress(b"CONFIG_A=y\n" * 2_000_000)})
+    put(tmp_path, {"bomb": gzip.compress(b"CONFIG_A=y\n" * 2_000_000, mtime=0)})
     with pytest.raises(InputTooLargeError, match="larger than 100000 bytes"):
         read_configuration(tmp_path / "bomb", limit_bytes=100_000)
 
@@ -277,7 +277,7 @@ def test_a_decompression_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
         (b"CONFIG_A=y\n#!/bin/sh\nrm -rf x\n", InvalidInputError),
         (b"\x7fELF\0\0", InvalidInputError),
         (b"CONFIG_A=y\n" * 200, InputTooLargeError),
-        (gzip.compress(CONFIG)[:-12], InvalidInputError),
+        (gzip.compress(CONFIG, mtime=0)[:-12], InvalidInputError),
         (b"\x1f\x8b" + b"rubbish" * 4, InvalidInputError),
     ],
 )
