@@ -274,6 +274,7 @@ def _wanted(job: Job) -> WantedKernel:
         base_patches=[(file.name, file.data) for file in job.base_patches],
         host=job.request.host,
         image=job.image,
+        build_id=job.request.build_id or (job.request.host.build_id if job.request.host else None),
     )
 
 

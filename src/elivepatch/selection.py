@@ -13,11 +13,12 @@ from elivepatch.build import unpack
 from elivepatch.build.image import HostImage
 from elivepatch.build.own import OwnKernel
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.errors import CompilerMismatchError, InvalidInputError, NotOfferedError
+from elivepatch.errors import CompilerMismatchError, InvalidInputError, KernelUnavailableError
 from elivepatch.kernel.banner import parse_banner
 from elivepatch.kernel.config import KernelConfig, parse_config
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import HostFacts
+from elivepatch.sources.debuginfod import Debuginfod
 from elivepatch.sources.directory import directory_tree
 from elivepatch.sources.gentoo.distfiles import Distfiles
 from elivepatch.sources.gentoo.package import KernelPackage, choose_package, possible_packages
@@ -47,7 +48,7 @@ class WantedKernel:
     """A kernel as a request describes it.
 
     ``name`` is a release or a reference to a source. ``base_patches`` are names and bytes, in order. ``image`` is the
-    host's own, where it was sent.
+    host's own, where it was sent; ``build_id`` is that of the host's kernel.
     """
 
     name: str
@@ -55,6 +56,7 @@ class WantedKernel:
     base_patches: Sequence[tuple[str, bytes]] = field(default=(), repr=False)
     host: HostFacts | None = None
     image: HostImage | None = None
+    build_id: str | None = None
 
 
 @contextmanager
@@ -99,6 +101,9 @@ def _own_kernel(wanted: WantedKernel, workshop: Workshop, progress: Progress) ->
             f"A kernel from {wanted.name} needs the configuration it was built with.",
             hint="Give it with -k (--config): /proc/config.gz, /boot/config-RELEASE, or the tree's .config.",
         )
+    image = wanted.image
+    if image is None and wanted.build_id is not None and workshop.sources.debuginfod:
+        image = _from_debuginfod(wanted.build_id, workshop, progress)
     own = OwnKernel(
         tree=tree,
         config=config,
@@ -106,11 +111,20 @@ def _own_kernel(wanted: WantedKernel, workshop: Workshop, progress: Progress) ->
         release=release,
         banner=parse_banner(host.version) if host is not None and host.version is not None else None,
         place=host.place if host is not None else None,
-        image=wanted.image,
+        image=image,
     )
     root = find_root(parse_config(config), workshop, progress)
     with workshop.kernels.own(own, root, workshop.parallel, progress) as found:
         yield found
+
+
+def _from_debuginfod(build_id: str, workshop: Workshop, progress: Progress) -> HostImage | None:
+    """The image with that build ID, where a debuginfod server has it with its symbols."""
+    progress.step(f"asking debuginfod for the image {build_id[:12]}")
+    found = Debuginfod(workshop.sources.debuginfod, workshop.cache).vmlinux(build_id, progress)
+    if found is None or not found.symbols:
+        return None
+    return HostImage("debuginfod", build_id, found.path)
 
 
 def _is_published(reference: ReleaseReference, wanted: WantedKernel) -> bool:
@@ -120,13 +134,13 @@ def _is_published(reference: ReleaseReference, wanted: WantedKernel) -> bool:
 def find_tree(reference: Reference, wanted: WantedKernel, workshop: Workshop, progress: Progress) -> SourceTree:
     """The tree that a reference names.
 
-    Raises NotOfferedError for a source that this server does not use, KernelUnavailableError for a tree it lacks.
+    Raises KernelUnavailableError for a source that this server does not use, and for a tree that is not there.
     """
     policy = workshop.sources
     match reference:
         case KernelOrgReference():
             if policy.keyring is None:
-                raise NotOfferedError(
+                raise KernelUnavailableError(
                     "This server takes no sources from kernel.org: it has no keys to check them with.",
                     hint="Set 'keyring' in its settings to a file with kernel.org's keys; docs/sources.md says which.",
                 )
@@ -159,7 +173,7 @@ def find_tree(reference: Reference, wanted: WantedKernel, workshop: Workshop, pr
 def _gentoo_tree(package: KernelPackage, wanted: WantedKernel, workshop: Workshop, progress: Progress) -> SourceTree:
     policy = workshop.sources
     if not policy.gentoo_repositories:
-        raise NotOfferedError(
+        raise KernelUnavailableError(
             "This server makes no kernels of Gentoo's packages: it has no ebuild repository.",
             hint="Set 'gentoo_repositories' in its settings to a checkout of Gentoo's.",
         )
@@ -175,8 +189,8 @@ def _gentoo_tree(package: KernelPackage, wanted: WantedKernel, workshop: Worksho
     return GentooSource(policy.gentoo_repositories, distfiles).kernel(package, host, progress).tree
 
 
-def _not_allowed(what: str, setting: str) -> NotOfferedError:
-    return NotOfferedError(
+def _not_allowed(what: str, setting: str) -> KernelUnavailableError:
+    return KernelUnavailableError(
         f"This server takes no sources from {what}.",
         hint=f"Whoever runs the server can allow it with the setting '{setting}'.",
     )
