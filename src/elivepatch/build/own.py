@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from elivepatch.build import image as images
 from elivepatch.build import unpack
 from elivepatch.build.image import HostImage
-from elivepatch.build.prepared import PreparedKernel, check_compiler, finish
+from elivepatch.build.prepared import SIGNING_OPTIONS, PreparedKernel, check_compiler, finish
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     ConfigurationMismatchError,
@@ -234,7 +234,9 @@ class _Tree:
                 f"The tree {self._own.origin} takes no configuration:\n{(done.stderr or done.stdout)[-2000:]}",
                 hint="It must be a whole kernel source tree.",
             )
-        differences = wanted.differences(parse_config(file.read_bytes()))
+        unnamed = {name for name in SIGNING_OPTIONS if not re.search(rf"CONFIG_{name}\b".encode(), self._own.config)}
+        used = parse_config(file.read_bytes())
+        differences = [line for line in wanted.differences(used) if line.partition(":")[0] not in unnamed]
         if differences:
             raise ConfigurationMismatchError(
                 f"With this configuration, {self._own.origin} and the compiler of the build root make another one: "

@@ -8,16 +8,13 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from elivepatch.build import unpack
-from elivepatch.build.prepared import PreparedKernel, check_compiler, finish
+from elivepatch.build.prepared import SIGNING_OPTIONS, PreparedKernel, check_compiler, finish
 from elivepatch.errors import ConfigurationMismatchError, InternalError
 from elivepatch.kernel.config import KernelConfig, parse_config
 from elivepatch.kernel.elf import ElfImage
 from elivepatch.progress import Progress
 from elivepatch.sources.provider import KernelFiles
 from elivepatch.toolchains.roots import Root
-
-#: Options that Debian sets when the kernel is signed, after its headers were packaged; no object depends on them.
-_SIGNING = {"BUILD_SALT", "MODULE_SIG_ALL", "MODULE_SIG_KEY", "SYSTEM_TRUSTED_KEYS", "MODULE_SIG_HASH"}
 
 
 def make(
@@ -61,7 +58,7 @@ def make(
 
 def _check_configuration(published: KernelConfig, used: KernelConfig, files: KernelFiles) -> None:
     """What is compiled with must be what the kernel was built with, but for the signing of its modules."""
-    differences = [line for line in published.differences(used) if line.partition(":")[0] not in _SIGNING]
+    differences = [line for line in published.differences(used) if line.partition(":")[0] not in SIGNING_OPTIONS]
     if differences:
         raise ConfigurationMismatchError(
             f"The configuration of {files.headers.file} differs from that of the image: {'; '.join(differences[:20])}",
