@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from elf_builder import ALLOC, EXEC, FILE, NOTE, Part, Sym, elf, note
 from elivepatch.client.host import Host
 from elivepatch.kernel.module_file import read_module
 
@@ -51,6 +52,19 @@ def host_tree(root: Path) -> Path:
             f"boot/config-{RELEASE}": CONFIG,
         },
     )
+
+
+def built_kernel(root: Path, build_id: str = BUILD_ID, place: str = "usr/src/linux") -> Path:
+    """The build directory of the running kernel, or of one with another build ID."""
+    parts = [
+        Part(".text", b"\x90" * 4096, ALLOC | EXEC, address=0xFFFFFFFF81000000),
+        Part(".notes", note(b"GNU\0", 3, bytes.fromhex(build_id)), ALLOC, NOTE, address=0xFFFFFFFF81001000),
+    ]
+    symbols = [Sym("main.c", FILE, section=0xFFF1), Sym("start_kernel", value=0xFFFFFFFF81000000, size=16)]
+    data = elf(parts, symbols)
+    vmlinux = data[:16] + struct.pack("<H", 2) + data[18:]  # e_type is ET_EXEC
+    put(root, {f"{place}/vmlinux": vmlinux, f"{place}/.config": CONFIG, f"{place}/init/main.c": ""})
+    return root / place
 
 
 def elf_module(

@@ -68,7 +68,9 @@ class Server:
 
     ``events`` are sent one by one; ``break_after`` says, for each connection in turn, after how many of them it is cut.
     ``module_bytes`` says, for each download in turn, how many bytes are sent before it is cut. ``problem`` answers the
-    request for a build, ``down`` is how many requests for the build are answered with 502.
+    request for a build, ``down`` is how many requests for the build are answered with 502. ``images`` are the digests
+    of those that it has, ``image_problems`` answer the images that are sent, in turn. ``reports`` are those of the
+    builds in turn, before ``report``.
     """
 
     module: bytes = field(default_factory=elf_module)
@@ -86,6 +88,9 @@ class Server:
     module_bytes: list[int] = field(default_factory=list[int])
     problem: tuple[int, dict[str, Any] | bytes] | None = None
     redirect: str | None = None
+    images: set[str] = field(default_factory=set[str])
+    image_problems: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     down: int = 0
     seen: list[Seen] = field(default_factory=list[Seen])
     told: int = 0
@@ -101,7 +106,10 @@ class Server:
             "created": 1.0,
         }
         if ended:
-            data["report"] = self.report or done_report(self.module)
+            number = len(self.paths("POST")) - 1
+            report = self.reports[number] if number < len(self.reports) else None
+            data["report"] = report or self.report or done_report(self.module)
+            data["status"] = data["report"]["status"] if report else data["status"]
         return data
 
     def paths(self, method: str) -> list[str]:
@@ -126,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(status, problem, {"Content-Type": "text/html"})
             else:
                 self._answer(status, json.dumps(problem).encode(), {"Content-Type": "application/problem+json"})
+        elif (image := self._named_image()) and image not in self.script.images:
+            self._problem(404, "not-found", "The image is not here.")
         else:
             self._json(202, {**self.script.build(), "status": "queued"}, {"Location": f"{BASE}/builds/b-1"})
 
@@ -141,8 +151,36 @@ class _Handler(BaseHTTPRequestHandler):
             self._events()
         elif self.path == f"{BASE}/builds/b-1/module":
             self._module()
+        elif self.path.startswith(f"{BASE}/images/"):
+            if self._digest() in self.script.images:
+                self._answer(204, b"", {})
+            else:
+                self._problem(404, "not-found", "The image is not here.")
         else:
             self._answer(404, b"", {})
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self._note(body)
+        if self.script.image_problems:
+            status, code = self.script.image_problems.pop(0)
+            self._problem(status, code, "The image is not taken.")
+        elif hashlib.sha256(body).hexdigest() != self._digest():
+            self._problem(422, "invalid-input", "It has another digest.")
+        else:
+            self.script.images.add(self._digest())
+            self._answer(204, b"", {})
+
+    def _digest(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def _named_image(self) -> str | None:
+        image: str | None = json.loads(self.script.seen[-1].parts()[0][2]).get("image")
+        return image
+
+    def _problem(self, status: int, code: str, detail: str) -> None:
+        data = {"type": "about:blank", "title": detail, "status": status, "code": code, "detail": detail, "hint": "Hm."}
+        self._answer(status, json.dumps(data).encode(), {"Content-Type": "application/problem+json"})
 
     def _note(self, body: bytes) -> None:
         headers = {key.lower(): value for key, value in self.headers.items()}
@@ -157,7 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if status != 204:
+            self.wfile.write(body)
 
     def _events(self) -> None:
         after = int(self.headers.get("last-event-id", "0"))

@@ -16,6 +16,7 @@ import click
 from elivepatch.client.entry import INTERRUPTED
 from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
+from elivepatch.client.image import write_image
 from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun, Wish
@@ -28,6 +29,7 @@ from elivepatch.version import installed_version
 
 _FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json"}
 _File = click.Path(path_type=Path)
+_BUILD_DIRECTORY = "Where the running kernel was built; found by itself below /lib/modules and /usr/src otherwise."
 
 
 @contextlib.contextmanager
@@ -134,6 +136,8 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
     is_flag=True,
     help="Leave out the patches of livepatches that are in force: their effects end when the new one is loaded.",
 )
+@click.option("--build-directory", type=_File, metavar="DIR", help=_BUILD_DIRECTORY)
+@click.option("--no-image", is_flag=True, help="Do not send the image of a self-built kernel; the server builds it.")
 @click.option("--no-load", is_flag=True, help="Fetch and check the module, do not load it.")
 @click.option("-o", "--output", type=_File, metavar="OUT", help="Write the module to this file too.")
 @click.option(
@@ -207,6 +211,8 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
         "proof": flags["proof"],
         "base_patches": flags["base_patch"],
         "collect_base_patches": False if flags["no_base_patches"] else None,
+        "build_directory": flags["build_directory"],
+        "send_image": False if flags["no_image"] else None,
         "load": False if flags["no_load"] else None,
         "verify": False if flags["no_verify"] else None,
     }
@@ -263,6 +269,29 @@ def facts_command(context: click.Context, file: Path | None, as_json: bool) -> N
             check_output(file)
             write_whole(file, text.encode(), mode=0o644)
             output.line(f"facts: {file}")
+
+
+@cli.command("image")
+@click.option("-o", "--output", "file", type=_File, metavar="FILE", help="Where to; image-RELEASE.tar.xz otherwise.")
+@click.option("--build-directory", type=_File, metavar="DIR", help=_BUILD_DIRECTORY)
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on stdout.")
+@click.pass_context
+def image_command(context: click.Context, file: Path | None, build_directory: Path | None, as_json: bool) -> None:
+    """Write the image of the running kernel to a file: for a build that is made elsewhere."""
+    host = context.ensure_object(Host)
+    flags: dict[str, Any] = context.meta["elivepatch.flags"]
+    output = Output(as_json=as_json or flags["as_json"])
+    with _ending_well(output):
+        shared = _shared_flags(flags) | {"build_directory": build_directory}
+        settings = _settings(host, output, flags["conf_file"], shared)
+        kernel = running_kernel(host.root)
+        path = file or Path(f"image-{kernel.release}.tar.xz")
+        check_output(path)
+        written = write_image(path, kernel, settings, host, output)
+        output.data(written.dump())
+        output.result(f"{written.path}: {written.size} bytes, SHA-256 {written.sha256}, {len(written.members)} members")
+        for name in written.members:
+            output.result(f"  {name}")
 
 
 @cli.command("revert")

@@ -7,11 +7,11 @@ import hashlib
 import ipaddress
 import re
 import ssl
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import httpx2
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +24,7 @@ from elivepatch.errors import (
     InvalidInputError,
     InvalidSettingError,
     ModuleRejectedError,
+    NotFoundError,
     ServerUnavailableError,
     UnavailableError,
     error_classes,
@@ -39,6 +40,7 @@ _ANSWER_BYTES = 16 * 1024 * 1024
 RETRIES = 8
 _LONGEST_WAIT = 15.0
 _DOWNLOADS = 3
+_CHUNK_BYTES = 256 * 1024
 _BUILD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _HINT = "Check that elivepatch-server runs there, and the address (-u URL, ELIVEPATCH_URL, or url in client.toml)."
 
@@ -143,6 +145,47 @@ class Connection:
         if not _BUILD_ID.fullmatch(found):
             raise ServerUnavailableError(f"{self.url} took the request but names no build.", hint=_HINT)
         return found
+
+    def has_image(self, sha256: str) -> bool:
+        """Whether the server has the image with that digest. Raises UnavailableError."""
+        try:
+            with self._stream("GET", f"/images/{sha256}"):
+                return True
+        except NotFoundError:
+            return False
+
+    def send_image(
+        self, archive: BinaryIO, sha256: str, size: int, sent: Callable[[float], None], *, timeout: float
+    ) -> None:
+        """Send the archive of a kernel's image, of ``size`` bytes; ``sent`` is told what fraction is away.
+
+        ``timeout`` is seconds for the whole. Raises InvalidInputError where the server does not take it, and
+        UnavailableError.
+        """
+        deadline = self._clock.now() + timeout
+
+        def body() -> Generator[bytes]:
+            archive.seek(0)
+            while chunk := archive.read(_CHUNK_BYTES):
+                if self._clock.now() > deadline:
+                    raise UnavailableError(
+                        f"The kernel's image could not be sent to {self.url} within {timeout:.0f} s.",
+                        hint="Raise image_timeout, or do without with --no-image: the server then builds the kernel.",
+                    )
+                yield chunk
+                sent(archive.tell() / size)
+
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        # the answer comes when the server has unpacked it
+        patience = httpx2.Timeout(60, connect=10, read=min(timeout, 600))
+        for attempt in range(_DOWNLOADS):
+            try:
+                with self._stream("PUT", f"/images/{sha256}", headers=headers, content=body(), timeout=patience):
+                    return
+            except UnavailableError:
+                if attempt + 1 == _DOWNLOADS or self._clock.now() > deadline:
+                    raise
+                self._clock.sleep(2.0 ** (attempt + 1))
 
     def build(self, build_id: str) -> Build:
         """The state of a build."""
@@ -259,10 +302,16 @@ class Connection:
         *,
         headers: dict[str, str] | None = None,
         files: list[tuple[str, tuple[str | None, bytes, str]]] | None = None,
+        content: Iterable[bytes] | None = None,
         timeout: httpx2.Timeout | None = None,
     ) -> _Answer:
         request = self._client.build_request(
-            method, self.url + _API + path, headers=headers, files=files, timeout=timeout or self._client.timeout
+            method,
+            self.url + _API + path,
+            headers=headers,
+            files=files,
+            content=content,
+            timeout=timeout or self._client.timeout,
         )
         return _Answer(self, request)
 

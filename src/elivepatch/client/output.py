@@ -100,6 +100,13 @@ class Output:
         else:
             self.line(f"server: {message}")
 
+    def own_event(self, event: Event) -> None:
+        """What this program does itself: how far it is only a terminal shows, in place."""
+        if self._status is not None and event.fraction is not None:
+            self._status.update(_plain(f"{event.message} {event.fraction:4.0%}"))
+        elif event.fraction is None:
+            self.line(event.message)
+
     def diagnosis(self, finding: Diagnosis) -> None:
         """A finding about the input: rule, place, reason, what to do."""
         self.line(finding_text(finding), style="yellow" if finding.severity == "warning" else "")

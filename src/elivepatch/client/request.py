@@ -16,10 +16,12 @@ from elivepatch.client.acceptance import (
     check_module,
     layout_findings,
 )
+from elivepatch.client.asking import Asking
 from elivepatch.client.base_patches import base_patches
 from elivepatch.client.connection import Connection, is_protected
 from elivepatch.client.facts import check_source, host_facts
 from elivepatch.client.host import Host
+from elivepatch.client.image import HostImage, is_wanted
 from elivepatch.client.inputs import InputFile, Inputs, read_file, read_patches
 from elivepatch.client.journal import Entry, Input, Journal, Record, StepName, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep
@@ -36,7 +38,6 @@ from elivepatch.errors import (
 )
 from elivepatch.kernel.host_configuration import find_configuration
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel, taint_flags
-from elivepatch.progress import Event
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, Report
 
@@ -98,7 +99,7 @@ class RequestRun:
             with Connection(
                 self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate
             ) as connection:
-                build = self._build(connection, request, inputs)
+                build = self._build(connection, request, inputs, kernel, state)
                 if build.status is not BuildStatus.DONE:
                     outcome = refusal(build, target, tuple(self.warnings))
                     self._step("failed", kernel, detail=outcome.error.message if outcome.error else None)
@@ -221,27 +222,25 @@ class RequestRun:
 
     # -- the build
 
-    def _build(self, connection: Connection, request: BuildRequest, inputs: Inputs) -> Build:
+    def _build(
+        self,
+        connection: Connection,
+        request: BuildRequest,
+        inputs: Inputs,
+        kernel: RunningKernel,
+        state: StateDirectory,
+    ) -> Build:
         parts = inputs.parts()
-        self.output.line(f"asking {self.settings.url}")
-        build_id = connection.submit(request, parts)
-        self.output.line(f"build: {build_id}")
-        endings: list[Event] = []
+        facts = request.host
+        image = HostImage(kernel, self.settings, self.host, self.output, state, self._warn)
 
-        def hear(event: Event) -> None:
-            if event.kind == "done":
-                endings.append(event)
-            else:
-                self.output.event(event)
+        def send_image() -> str | None:
+            return image.send(connection, facts.place if facts else None)
 
-        with self.output.working("waiting for the server"):
-            build = connection.follow(build_id, hear, self.output.line, timeout=self.settings.build_timeout)
-            # why a build gave no module is said once, as the outcome: it can be long
-            said = build.report.message if build.report and build.status is not BuildStatus.DONE else None
-            for event in endings:
-                if event.message != said:
-                    self.output.event(event)
-        return build
+        if facts and is_wanted(self.settings, facts, base_patches=bool(inputs.base_patches)):
+            request = request.model_copy(update={"image": send_image()})
+        asking = Asking(connection, self.settings.url, self.output, self.host.root, self.settings.build_timeout)
+        return asking.ask(request, parts, send_image)
 
     # -- after
 

@@ -47,6 +47,9 @@ class Settings(BaseModel):
     collect_base_patches: bool = Field(
         default=True, description="whether the patches of the host's package manager are collected"
     )
+    build_directory: Path | None = Field(default=None, description="where the running kernel was built")
+    send_image: bool = Field(default=True, description="whether the image of a self-built kernel is sent")
+    image_timeout: Seconds = Field(default=3600.0, description="how long sending the image may take")
     load: bool = Field(default=True, description="whether the module is loaded")
     kpatch: bool = Field(default=False, description="whether it is loaded by the program kpatch")
     verify: bool = Field(default=True, description="whether the module must have passed a boot test")
