@@ -105,3 +105,9 @@ def test_the_source_of_an_object(tmp_path: Path) -> None:
     assert source_of("lib/table.o", build, tree) == "lib/table-generated.c"
     assert source_of("lib/relative.o", build, tree) == "lib/relative.c"
     assert source_of("lib/none.o", build, tree) is None
+
+
+def test_ar_leaves_a_slash_in_the_last_column_where_it_moves_members(tmp_path: Path) -> None:
+    data = thin(["main.o", "head.o"]).replace(b"/8              0", b"/8             /0")
+    assert b"/8             /0" in data
+    assert members(write(tmp_path / "a", data)) == ["main.o", "head.o"]

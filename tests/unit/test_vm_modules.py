@@ -115,3 +115,11 @@ def test_modinfo_keeps_repeated_keys_in_order() -> None:
 def test_what_is_no_module_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInputError, match="not a kernel module"):
         modinfo(data)
+
+
+def test_what_is_built_in_is_not_loaded(directory: Path) -> None:
+    (directory / "modules.builtin").write_text("kernel/drivers/block/virtio-blk.ko\n", encoding="utf-8")
+    modules = ModuleDirectory(directory)
+    assert [m.name for m in modules.load_order(["virtio_blk", "base"])] == ["base"]
+    with pytest.raises(NotFoundError):
+        modules.load_order(["virtio_net"])

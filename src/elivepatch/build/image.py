@@ -30,6 +30,7 @@ _LIMITS = Limits(memory_bytes=8 * 1024**3, total_memory_bytes=8 * 1024**3, file_
 _LIBRARIES = ("lib/lib.a", "arch/x86/lib/lib.a")
 #: Code of its own, linked or copied into the image as data.
 _NOT_LINKED = ("arch/x86/boot/", "arch/x86/realmode/", "arch/x86/entry/vdso/", "arch/x86/purgatory/", "usr/")
+_NO_KERNEL_CODE = ("Documentation", "rust", "samples", "scripts", "tools")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Image:
 def take(given: HostImage, root: Root, source: Path, work: Path, progress: Progress) -> Image:
     """Fill ``image``, ``modules`` and ``symbols`` of an entry from the files of a host.
 
-    Without debug information an image names its files without their directories. Then each file of ``source`` that has
-    one of these names is taken for a unit: the proof tells which of them really is.
+    Without debug information an image names its files without their directories, or not at all. Then each file of
+    ``source`` that has one of these names, or each of them, is taken for a unit: the proof tells which of them really is.
     """
     progress.step("reading the host's image")
     target = work / "image"
@@ -79,7 +80,7 @@ def take(given: HostImage, root: Root, source: Path, work: Path, progress: Progr
     shutil.rmtree(job)
     names = _describe(target)
     if not units:
-        units = _named(source, names)
+        units = _named(source, names) if names else _possible(source)
     if given.vmlinuz is not None:
         shutil.copyfile(given.vmlinuz, target / "vmlinuz")
     (work / "symbols").mkdir()
@@ -174,6 +175,19 @@ def _named(source: Path, names: Sequence[str]) -> list[str]:
     for base, _, files in os.walk(source):
         found += [str((Path(base) / file).relative_to(source)) for file in wanted.intersection(files)]
     return sorted(found)
+
+
+def _possible(source: Path) -> list[str]:
+    """What an image may be made of that names no file at all, as one that was linked without debug information."""
+    found: list[str] = []
+    for base, directories, files in os.walk(source):
+        inside = Path(base).relative_to(source)
+        if inside == Path():
+            directories[:] = [name for name in directories if name not in _NO_KERNEL_CODE]
+        elif inside == Path("arch"):
+            directories[:] = ["x86"]
+        found += [str(inside / file) for file in files if file.endswith((".c", ".S"))]
+    return sorted(unit for unit in found if not unit.startswith(_NOT_LINKED))
 
 
 def _symbols(module: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from elivepatch.errors import InvalidInputError
 _MAGIC = b"!<thin>\n"
 _HEADER = re.compile(rb"(?P<name>.{16})[ 0-9-]{12}[ 0-9-]{6}[ 0-9-]{6}[ 0-7]{8}(?P<size>[0-9 ]{10})`\n", re.DOTALL)
 _HEADER_BYTES = 60
+_OFFSET = re.compile(rb"/(\d+)")
 _SOURCE = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
 _SOURCE_SUFFIXES = (".c", ".S", ".rs")
 
@@ -52,11 +53,12 @@ def members(archive: Path) -> list[str]:
 def _member(name: bytes, names: bytes, archive: Path) -> str:
     if name[:1] != b"/":
         return name.removesuffix(b"/").decode(errors="replace")
-    number = name[1:].partition(b":")[0]
-    end = names.find(b"/\n", int(number)) if number.isdigit() else -1
-    if end < 0:
+    # behind the digits may be more: ``:OFFSET``, or a ``/`` in the last column, which ar leaves where it moves members
+    number = _OFFSET.match(name)
+    end = names.find(b"/\n", int(number[1])) if number is not None else -1
+    if number is None or end < 0:
         raise InvalidInputError(f"{archive} names a member that its list of names does not hold.")
-    return names[int(number) : end].decode(errors="replace")
+    return names[int(number[1]) : end].decode(errors="replace")
 
 
 def objects_of_vmlinux(build_directory: Path) -> list[str]:

@@ -62,6 +62,7 @@ class ModuleDirectory:
         self._directory = directory
         self._files = {module_name(path): path for path in sorted(directory.rglob("*.ko*")) if path.is_file()}
         self._listed = _read_modules_dep(directory / "modules.dep")
+        self._builtin = _read_builtin(directory / "modules.builtin")
         self._elf: dict[str, bytes] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -96,13 +97,14 @@ class ModuleDirectory:
     def load_order(self, names: Iterable[str]) -> list[LoadableModule]:
         """The modules of these names and all that they need, each behind what it needs.
 
-        Raises NotFoundError for a module that the kernel does not have.
+        A name that the kernel says it has built in needs nothing. Raises NotFoundError for a module that the kernel
+        does not have.
         """
         order: dict[str, LoadableModule] = {}
         visiting: set[str] = set()
 
         def visit(name: str) -> None:
-            if name in order or name in visiting:
+            if name in order or name in visiting or (name in self._builtin and name not in self):
                 return
             visiting.add(name)
             for needed in self._needs(name):
@@ -136,3 +138,10 @@ def _read_modules_dep(path: Path) -> dict[str, tuple[str, ...]]:
         if colon:
             found[module_name(file)] = tuple(module_name(word) for word in needed.split())
     return found
+
+
+def _read_builtin(path: Path) -> frozenset[str]:
+    """The names of what would be modules in another configuration (Documentation/kbuild/kbuild.rst)."""
+    if not path.is_file():
+        return frozenset()
+    return frozenset(module_name(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
