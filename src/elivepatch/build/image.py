@@ -63,7 +63,8 @@ def take(given: HostImage, root: Root, source: Path, work: Path, progress: Progr
     """Fill ``image``, ``modules`` and ``symbols`` of an entry from the files of a host.
 
     Without debug information an image names its files without their directories, or not at all. Then each file of
-    ``source`` that has one of these names, or each of them, is taken for a unit: the proof tells which of them really is.
+    ``source`` that has one of these names, or each file there is, is taken for a unit: the proof tells which of them
+    really is.
     """
     progress.step("reading the host's image")
     target = work / "image"
