@@ -300,7 +300,7 @@ def test_a_wrong_list_of_patches_is_refused_with_the_first_function_that_differs
 
 
 def test_a_kernel_with_a_time_of_its_own_is_proven_by_its_layout(hosts: dict[str, Host], attempt: Try) -> None:
-    """Plain `make` puts the moment into the initramfs that it links in, which no host tells."""
+    """Plain `make` writes the moment into the initramfs that it links in, and no moment into init/version.o."""
     host = hosts["plain"]
     first = attempt(host, STRING)
     check_done(first, "layout", "built")
