@@ -18,7 +18,7 @@ from typing import Literal
 from elivepatch.build import unpack
 from elivepatch.errors import InvalidInputError, KernelUnavailableError
 from elivepatch.kernel.compressed import read_module
-from elivepatch.kernel.elf import STT_FILE, ElfImage, readelf_symbols
+from elivepatch.kernel.elf import ElfImage, file_names, readelf_symbols
 from elivepatch.kernel.units import compile_units
 from elivepatch.process import run
 from elivepatch.progress import Progress
@@ -165,9 +165,7 @@ def _describe(target: Path) -> list[str]:
         tables = unpack.raw_tables(memoryview(stream.read()))
     listing = readelf_symbols(tables.symtab, tables.strtab).encode()
     (target / "vmlinux.symtab.gz").write_bytes(gzip.compress(listing, 6, mtime=0))
-    with ElfImage(target / "vmlinux") as image:
-        names = {symbol.name for symbol in image.symbols() if symbol.type == STT_FILE}
-    return sorted(name for name in names if name.endswith((".c", ".S")))
+    return sorted(name for name in file_names(tables.symtab, tables.strtab) if name.endswith((".c", ".S")))
 
 
 def _named(source: Path, names: Sequence[str]) -> list[str]:

@@ -130,7 +130,8 @@ def make(own: OwnKernel, root: Root, source: Path, built: Path | None, progress:
             check_compiler(config, root, own.release or own.origin)
             tree = _Tree(own, root, (source,), scratch, str(TREE), progress)
             tree.configure(config)
-            release = tree.release()
+            # makers may call their kernel as they like (KERNELRELEASE); whether the source fits, its image tells
+            release = own.release or tree.release()
             tree.prepare(release)
             image = images.take(own.image, root, source, work, progress)
             (scratch / "upper").rename(work / "products")

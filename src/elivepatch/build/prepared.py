@@ -30,7 +30,7 @@ from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import Limits, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when what an entry holds changes: entries made before are then made again.
-FORMAT = 5
+FORMAT = 6
 #: Options that Debian sets when a kernel is signed: neither its headers nor /boot/config name them, and no object that
 #: can be patched depends on them.
 SIGNING_OPTIONS = {"BUILD_SALT", "MODULE_SIG_ALL", "MODULE_SIG_KEY", "SYSTEM_TRUSTED_KEYS", "MODULE_SIG_HASH"}
