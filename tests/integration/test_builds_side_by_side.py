@@ -24,13 +24,11 @@ PATCHES = ("string", "static-local", "new-function", "two-files")
 
 @pytest.fixture(scope="module")
 def releases(workshop: Workshop, progress: Progress) -> list[Release]:
-    """The newest cloud kernels of Debian 12 and 13, and the rt one of 13."""
-    found: list[Release] = []
-    for suite, flavour in (("trixie", "-cloud-amd64"), ("bookworm", "-cloud-amd64"), ("trixie", "-rt-amd64")):
-        offered = workshop.source(workshop.roots.ensure(suite, progress)).offered(progress)
-        series = "6.1" if suite == "bookworm" else "6.12"
-        found.append(max(one for one in offered if one.text.endswith(flavour) and one.series == series))
-    return found
+    """The two newest cloud kernels of Debian 13 and its newest for real time: two sources, two flavours."""
+    offered = workshop.source(workshop.roots.ensure("trixie", progress)).offered(progress)
+    cloud = sorted(one for one in offered if one.text.endswith("-cloud-amd64") and one.series == "6.12")
+    real_time = max(one for one in offered if one.text.endswith("-rt-amd64") and one.series == "6.12")
+    return [*cloud[-2:], real_time]
 
 
 def digest(workshop: Workshop, release: Release, patch: str, output: Path) -> str:
