@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import click
 
+from elivepatch.build.host_images import HostImages
 from elivepatch.build.kernels import Kernels, list_kernels
 from elivepatch.build.store import Entry, Store, disk_usage
 from elivepatch.errors import BusyError, NotFoundError
@@ -242,13 +243,14 @@ class Removed:
 @click.option("--packages", is_flag=True, help="Remove downloaded packages that no prepared kernel was made of, too.")
 @_JSON
 def gc(limit: int | None, packages: bool, as_json: bool) -> None:
-    """Remove prepared kernels and unpacked sources, the least recently used first, until they are within a limit.
+    """Remove kernels, sources and images of hosts, the least recently used first, until they are within a limit.
 
     What is in use stays; so do build roots, and what was downloaded within the last hour.
     """
     settings = server_settings.load()
     workshop = settings.workshop
-    removed = collect(workshop.kernels, settings.kernels_limit_bytes if limit is None else limit)
+    limit_bytes = settings.kernels_limit_bytes if limit is None else limit
+    removed = collect(workshop.kernels, limit_bytes, workshop.images)
     if packages:
         removed += collect_packages(workshop)
     if as_json:
@@ -261,16 +263,20 @@ def gc(limit: int | None, packages: bool, as_json: bool) -> None:
         click.echo("Nothing to remove.")
 
 
-def collect(kernels: Kernels, limit_bytes: int) -> list[Removed]:
-    """Bring prepared kernels and sources together within a limit in bytes, the least recently used first."""
+def collect(kernels: Kernels, limit_bytes: int, images: HostImages | None = None) -> list[Removed]:
+    """Bring what kernels are made of and from within a limit in bytes, the least recently used first.
+
+    That is prepared kernels, sources, whole builds that came to nothing, and images that hosts have sent.
+    """
     removed: list[Removed] = []
-    for store in (kernels.store, kernels.sources, kernels.builds):
+    stores = {"kernel": kernels.store, "source": kernels.sources, "build": kernels.builds}
+    if images is not None:
+        stores["image"] = images.store
+    for store in stores.values():
         freed = store.sweep()
         if freed:
             removed.append(Removed("left", "of processes that were killed", freed))
-    entries = [("kernel", kernels.store, entry) for entry in kernels.store.entries()]
-    entries += [("source", kernels.sources, entry) for entry in kernels.sources.entries()]
-    entries += [("build", kernels.builds, entry) for entry in kernels.builds.entries()]
+    entries = [(kind, store, entry) for kind, store in stores.items() for entry in store.entries()]
     total = sum(entry.size for _, _, entry in entries)
     for kind, store, entry in sorted(entries, key=lambda item: item[2].last_used):
         if total <= limit_bytes:
