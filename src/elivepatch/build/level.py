@@ -77,8 +77,8 @@ def _check_layout(kernel: PreparedKernel, host: HostFacts, symbols: bytes | None
         ]
         raise ProofFailedError(said[0].message, hint=_SOURCE_HINT, diagnosis=said)
     if None not in (host.btf_sha256, ours["btf"]) and host.btf_sha256 != ours["btf"]:
-        different = finding("layout-mismatch", "The kernel built here has other types (BTF) than the host's.")
-        raise ProofFailedError(different.message, hint=_SOURCE_HINT, diagnosis=[different])
+        different = finding("types-mismatch", "The kernel built here has other types (BTF) than the host's.")
+        raise ProofFailedError(different.message, hint=different.hint, diagnosis=[different])
 
 
 def _facts(kernel: PreparedKernel) -> dict[str, str | None]:

@@ -108,6 +108,11 @@ KERNEL_RULES: dict[str, Rule] = {
         "The kernel that was built from the given source is not laid out as the host's",
         "Name the source, the configuration, the local patches and the compiler that the host's kernel was built with.",
     ),
+    "types-mismatch": Rule(
+        "The kernel that was built from the given source has other types than the host's",
+        "Look for a local patch or an option that changes a structure. Another version of pahole can number the same "
+        "types otherwise: then send the host's own image, with which nothing is built.",
+    ),
     "init-reference": Rule(
         "The patch uses code or data that exists only while the kernel boots or the module loads",
         "Do without it, or bring along a copy of what is needed under a new name.",
