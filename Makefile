@@ -16,7 +16,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-unit test-guest bench survey requirements clean clean-cache
+.PHONY: help setup demo check test test-unit test-guest test-slow bench survey requirements clean clean-cache
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -41,8 +41,11 @@ test: setup ## the tests, with one guest that runs the client
 test-unit: setup ## the tests that need no kernel: seconds
 	$(PYTEST) tests/unit $(ARGS)
 
-test-guest: setup ## the tests that boot kernels
-	$(PYTEST) -m guest tests/guest $(ARGS)
+test-guest: setup ## the tests that boot kernels, but for those of the next tier
+	$(PYTEST) -m "guest and not slow" tests/guest $(ARGS)
+
+test-slow: setup ## what takes minutes: whole kernels, builds that are killed, several kernels side by side
+	$(PYTEST) -m slow $(ARGS)
 
 bench: setup ## measure builds against the bare compiler; results in bench.json
 	$(BIN)/python scripts/bench.py --json bench.json
