@@ -16,7 +16,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-unit test-guest test-slow bench survey requirements clean clean-cache
+.PHONY: help setup demo check test test-unit test-guest test-slow bench bench-kernels survey requirements clean clean-cache
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ test-slow: setup ## what takes minutes: whole kernels, builds that are killed, s
 
 bench: setup ## measure builds against the bare compiler; results in bench.json
 	$(BIN)/python scripts/bench.py --json bench.json
+
+bench-kernels: setup ## cold and warm times for every kernel that Debian 12 and 13 publish; results in bench-kernels.json
+	$(BIN)/python scripts/bench_kernels.py --json bench-kernels.json
 
 survey: setup ## prove N random objects of a kernel: make survey N=200
 	$(BIN)/elivepatch-server proof survey --objects $(or $(N),200)
