@@ -12,9 +12,9 @@ from elivepatch.build.kernels import Kernels
 from elivepatch.errors import KernelUnavailableError
 from elivepatch.kernel.release import Release
 from elivepatch.progress import Progress
-from elivepatch.sources import kernel_org
 from elivepatch.sources.debian import AptConfiguration, DebianSource
 from elivepatch.sources.provider import KernelFiles, KernelSource
+from elivepatch.sources.reference import KERNEL_ORG
 from elivepatch.toolchains.roots import Root, Roots, RootSpec
 
 #: The root whose suite offers a kernel, by what Debian puts into its releases; the first is asked first.
@@ -36,7 +36,7 @@ class SourcePolicy:
     ``debuginfod`` servers that are asked for images.
     """
 
-    kernel_org: str = kernel_org.BASE
+    kernel_org: str = KERNEL_ORG
     keyring: Path | None = None
     git: tuple[str, ...] | None = ()
     directories: tuple[Path, ...] | None = ()

@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 from elivepatch.errors import InvalidSettingError
-from elivepatch.sources import kernel_org
+from elivepatch.sources.reference import KERNEL_ORG
 from elivepatch.toolchains.roots import COMMON_PACKAGES, RootSpec
 from elivepatch.workshop import SourcePolicy, Workshop
 
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     roots: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], RootSettings] = Field(
         default_factory=dict, max_length=64, description="build roots beside those for Debian 12 and 13"
     )
-    kernel_org: Address = Field(default=kernel_org.BASE, description="kernel.org's files, or a mirror of them")
+    kernel_org: Address = Field(default=KERNEL_ORG, description="kernel.org's files, or a mirror of them")
     keyring: Path | None = Field(
         default=None, description="file with the keys that sign them; without it kernel.org is not used"
     )

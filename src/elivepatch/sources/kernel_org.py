@@ -30,10 +30,9 @@ from elivepatch.progress import Progress
 from elivepatch.sources import openpgp
 from elivepatch.sources.archives import settle, unpack
 from elivepatch.sources.download import check_file, download
-from elivepatch.sources.reference import kernel_org_version
+from elivepatch.sources.reference import KERNEL_ORG, kernel_org_version
 from elivepatch.sources.trees import SourceTree
 
-BASE = "https://cdn.kernel.org/pub/linux/kernel"
 _FORMAT = 1
 _MB = 1024**2
 _LIST_LIMIT, _SIGNATURE_LIMIT, _PATCH_LIMIT, _TARBALL_LIMIT = 32 * _MB, _MB, 64 * _MB, 1024 * _MB
@@ -62,7 +61,7 @@ class KernelOrg:
 
     cache: Path
     keyring: Path
-    base: str = BASE
+    base: str = KERNEL_ORG
     trust: Literal["either", "both"] = "either"
     increments: bool = True
     list_signers: Sequence[str] = (openpgp.AUTOSIGNER,)

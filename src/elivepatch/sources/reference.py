@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from elivepatch.errors import InvalidInputError, SourceRejectedError
 from elivepatch.kernel.release import Release, parse_release
 
+#: Where kernel.org hands out its files.
+KERNEL_ORG = "https://cdn.kernel.org/pub/linux/kernel"
 FORMS = (
     "a release as 'uname -r' prints it (6.12.117+deb13-cloud-amd64)",
     "kernel.org:VERSION (kernel.org:6.12.60)",
