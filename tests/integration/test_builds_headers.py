@@ -95,7 +95,7 @@ def test_what_is_left_out_would_have_come_out_the_same(kernel: PreparedKernel, t
         b"*ts = timespec64_add(*ts, ns_offsets->boottime);",
         b"if (ts)\n*ts = timespec64_add(*ts, ns_offsets->boottime);",
     )
-    files = {header: keep_lines(text, patched)}
+    files = {header: keep_lines(text, patched).text}
     assert patched != text
     tmp_path.chmod(0o755)
     users = sorted(unit for unit in kernel_index(kernel).includers([header]) if unit.endswith(".c"))

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a change of preprocessed text can change an object, and the line numbers of changed headers."""
+"""Whether a change of preprocessed text can change an object."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from elivepatch.build.lines import keep_lines
 from elivepatch.build.usage import may_change, split
 
 INLINE = "static inline __attribute__((__gnu_inline__)) __attribute__((__unused__))"
@@ -115,73 +112,3 @@ def test_pragmas_and_attributes_do_not_confuse() -> None:
     ends = split(text)
     pieces = [text[start:end].split() for start, end in zip([0, *ends], ends, strict=False)]
     assert [words[0] for words in pieces if words] == [b"#pragma", b"struct", b"#pragma", b"static"]
-
-
-# -- line numbers
-
-
-def numbers(text: bytes) -> list[tuple[int, bytes]]:
-    """Each line with the number that the compiler gives it."""
-    found: list[tuple[int, bytes]] = []
-    number = 1
-    for line in text.split(b"\n"):
-        if match := re.fullmatch(rb"#line (\d+)", line):
-            number = int(match[1])
-        else:
-            found.append((number, line))
-            number += 1
-    return found
-
-
-ORIGINAL = b"""\
-/* a comment
- * of some
- * lines */
-#define WARN \\
-	one \\
-	two
-
-static inline int f(void)
-{
-	WARN_ON(1);
-	return 1;
-}
-
-static inline int g(void)
-{
-	WARN_ON(2);
-	return 2;
-}
-"""
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (b"	return 1;\n", b"	if (x)\n		return 0;\n	return 1;\n"),
-        (b"	return 1;\n", b""),
-        (b"	WARN_ON(1);\n	return 1;\n", b"	return 1;\n"),
-        (b"/* a", b"/* new */\n/* a"),
-        (b" * of some\n", b""),
-        (b"	one \\\n", b"	one \\\n	half \\\n"),
-        (b"static inline int f", b"int h(void);\n\nstatic inline int f"),
-    ],
-)
-def test_unchanged_lines_keep_their_numbers(before: bytes, after: bytes) -> None:
-    assert ORIGINAL.count(before) == 1
-    patched = ORIGINAL.replace(before, after)
-    kept = keep_lines(ORIGINAL, patched)
-    assert [line for _, line in numbers(kept)] == patched.split(b"\n")
-    old = {line: number for number, line in numbers(ORIGINAL) if b"WARN_ON" in line}
-    new = {line: number for number, line in numbers(kept) if b"WARN_ON" in line}
-    assert new == {line: number for line, number in old.items() if line in new}
-    lines = kept.split(b"\n")
-    for at, line in enumerate(lines):
-        if line.startswith(b"#line"):
-            assert not lines[at - 1].endswith(b"\\")
-            assert b"/*" not in lines[at - 1] or b"*/" in lines[at - 1]
-
-
-def test_lines_of_a_text_that_keeps_its_length_are_left_alone() -> None:
-    patched = ORIGINAL.replace(b"return 1", b"return 3")
-    assert keep_lines(ORIGINAL, patched) == patched

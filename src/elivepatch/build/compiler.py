@@ -23,6 +23,7 @@ from elivepatch.build.diagnose import RULES, diagnose_compiler
 from elivepatch.build.forms import Form
 from elivepatch.build.kbuild import saved_command, saved_parent
 from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.rules import finding
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     Diagnosis,
@@ -84,6 +85,13 @@ class _Texts:
     patched: Mapping[str, bytes]
     plain: Mapping[str, bytes]
 
+    def tells_of(self, findings: Sequence[Diagnosis]) -> bool:
+        """Whether a finding names a line of a file whose lines have other numbers as it is compiled."""
+        return any(
+            each.line is not None and each.file and self.plain.get(each.file) != self.patched.get(each.file)
+            for each in findings
+        )
+
 
 @dataclass(frozen=True)
 class NewObject:
@@ -109,7 +117,8 @@ class Compiler:
     ) -> tuple[list[CompiledObject], list[Diagnosis]]:
         """Compile objects, given by their paths in the tree; ``patched`` are the texts of the changed files.
 
-        With ``plain`` texts an object that does not compile is tried once more, and what is said is said of those.
+        ``plain`` are the texts without directives for line numbers. An object that does not compile is tried with them
+        once more, and where the compiler speaks of lines, it is what it says of those that counts.
         Raises DoesNotCompileError with the compiler's findings for the patched side, InternalError for the original.
         """
         files = _Texts(patched, plain or patched)
@@ -207,9 +216,12 @@ class Compiler:
             work = self._work / f"patched-{form.name}-{number}"
             some, stderr = self._run_patched(batch, files.patched, form, work)
             lacking = [path for path in batch if path not in some]
-            if lacking and files.plain is not files.patched:
-                more, stderr = self._run_patched(lacking, files.plain, form, work.with_name(f"{work.name}-plain"))
-                some |= more
+            if files.plain != files.patched and (lacking or files.tells_of(diagnose_compiler(stderr))):
+                aside = work.with_name(f"{work.name}-plain")
+                more, stderr = self._run_patched(batch, files.plain, form, aside)
+                lines_lost = [path for path in lacking if path in more]
+                some |= {path: more[path] for path in lines_lost}
+                findings += [_moved_lines(path) for path in lines_lost]
             findings += self._judge(batch, some, stderr)
             built |= some
         return built, findings
@@ -252,7 +264,7 @@ class Compiler:
                 f"Compiling the patched source takes more memory than the sandbox gives: {short[0]}",
                 hint="Leave out of the patch whatever makes its compilation grow without end.",
             )
-        errors = [finding for finding in findings if finding.severity == "error"]
+        errors = [each for each in findings if each.severity == "error"]
         if not errors:
             errors = [
                 Diagnosis(
@@ -262,7 +274,7 @@ class Compiler:
                 )
                 for path in lacking
             ]
-        ours = [finding for finding in errors if finding.rule in RULES and RULES[finding.rule].ours]
+        ours = [each for each in errors if each.rule in RULES and RULES[each.rule].ours]
         if ours:
             raise ToolCrashedError(f"The compiler failed: {ours[0].message}", diagnosis=ours)
         first = errors[0]
@@ -310,9 +322,14 @@ class Compiler:
                 raise
 
 
-def _place_of(finding: Diagnosis) -> str:
-    line = f":{finding.line}" if finding.line is not None else ""
-    return f"{finding.file}{line}: " if finding.file else ""
+def _moved_lines(path: str) -> Diagnosis:
+    said = f"{path} does not compile with the line numbers of its source kept: functions may change with their numbers."
+    return finding("line-numbers", said, file=f"{path.removesuffix('.o')}.c")
+
+
+def _place_of(found: Diagnosis) -> str:
+    line = f":{found.line}" if found.line is not None else ""
+    return f"{found.file}{line}: " if found.file else ""
 
 
 def _check_object(path: str, file: Path) -> None:

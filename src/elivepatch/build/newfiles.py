@@ -41,30 +41,39 @@ _FORMATS = {b"pr_fmt": b"#define pr_fmt(fmt) fmt", b"dev_fmt": b"#define dev_fmt
 
 @dataclass(frozen=True)
 class NewFiles:
-    """What comes of new files: the texts of the files that bring them along, and findings."""
+    """What comes of new files: the texts of the files that bring them along, and findings.
+
+    ``files`` are those to compile, ``plain`` the same without directives for line numbers.
+    """
 
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    plain: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     notes: Sequence[Diagnosis] = ()
     refused: Sequence[Diagnosis] = ()
 
 
 def join_new_files(
-    kernel: PreparedKernel, new: Sequence[str], patched: Mapping[str, bytes], objects: Sequence[str], work: Path
+    kernel: PreparedKernel,
+    new: Sequence[str],
+    texts: tuple[Mapping[str, bytes], Mapping[str, bytes]],
+    objects: Sequence[str],
+    work: Path,
 ) -> NewFiles:
-    """Give each new file to one of the objects that are compiled; ``patched`` are the texts of the patch.
+    """Give each new file to one of the objects that are compiled; ``texts`` are those to compile, and the plain ones.
 
     Raises DoesNotCompileError where a new file does not compile by itself.
     """
     notes: list[Diagnosis] = []
     refused: list[Diagnosis] = []
     wanted: list[str] = []
+    patched = texts[1]
     for file in new:
         said = _selected(kernel, file, patched)
         if said is None:
             wanted.append(file)
         else:
             (refused if said.severity == "error" else notes).append(said)
-    texts: dict[str, bytes] = {}
+    joined: tuple[dict[str, bytes], dict[str, bytes]] = ({}, {})
     if wanted and not refused:
         work.mkdir()
         built, findings = Compiler(kernel, work, 1).compile_new([_object(file) for file in wanted], patched)
@@ -76,11 +85,12 @@ def join_new_files(
             if wrong or host is None:
                 refused += wrong or [_nobody(file, made)]
                 continue
-            text = texts.get(host) or patched.get(host) or (kernel.source / host).read_bytes()
-            texts[host] = _joined(host, text, file, patched[file])
+            for form, known in zip(joined, texts, strict=True):
+                text = form.get(host) or known.get(host) or (kernel.source / host).read_bytes()
+                form[host] = _joined(host, text, file, patched[file])
             said = f"{file} is new: it is compiled at the end of {host}, as a part of that object."
             notes.append(finding("new-file-joined", said, file=file))
-    return NewFiles(texts, notes, refused)
+    return NewFiles(*joined, notes, refused)
 
 
 def _object(file: str) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from elivepatch.build.compiler import CompiledObject
 from elivepatch.build.contents import foreign_module, kernel_index, parents_of, source_tree
 from elivepatch.build.fanout import Fanout, foreign
 from elivepatch.build.includes import IncludeIndex
-from elivepatch.build.lines import keep_lines
+from elivepatch.build.lines import KeptLines, keep_lines
 from elivepatch.build.newfiles import NewFiles, join_new_files
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
@@ -24,6 +25,7 @@ from elivepatch.patches.apply import Applied
 from elivepatch.progress import Progress
 
 _BUILD_FILES = ("Makefile", "Kbuild", "Kconfig")
+_INCLUDED = (".c", ".h", ".inc", ".def")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Search:
                     self._refused.append(foreign(file, module))
                 else:
                     self._paths.append(f"{file.removesuffix('.c')}.o")
-            elif suffix in (".c", ".h", ".inc", ".def"):
+            elif suffix in _INCLUDED:
                 self._included.append(file)
 
     def build_files(self) -> None:
@@ -137,7 +139,7 @@ class _Search:
         progress.step(f"looking for what includes {', '.join(wanted[:3])}{', …' if len(wanted) > 3 else ''}")
         index = self._index
         tree = replace(source_tree(self._kernel), texts=self._change.texts)
-        fanout = Fanout(self._kernel, index, tree, self._changed_texts(), parallel, progress)
+        fanout = Fanout(self._kernel, index, tree, self._files, parallel, progress)
         found = fanout.users(self._included, self._new, known=self._paths, work=work)
         self._paths += [path for path in found.objects if path not in self._paths]
         self._notes += found.notes
@@ -152,12 +154,11 @@ class _Search:
 
     def result(self, work: Path) -> Objects:
         """What is to be compiled; raises what speaks against it."""
-        files = self._changed_texts()
+        plain = self._change.patched
         joined = NewFiles()
         if self._new:
-            joined = join_new_files(
-                self._kernel, self._new, self._change.patched, self._paths, work.with_name(f"{work.name}-new")
-            )
+            aside = work.with_name(f"{work.name}-new")
+            joined = join_new_files(self._kernel, self._new, (self._files, plain), self._paths, aside)
             self._refused += joined.refused
             self._notes += joined.notes
         if self._refused:
@@ -173,17 +174,22 @@ class _Search:
                 diagnosis=reasons,
             )
         notes = [*self._notes, *(replace(said, severity="note") for said in self._outside)]
-        plain = {**self._change.patched, **joined.files}
-        return Objects(self._paths, notes, {**files, **joined.files}, plain)
+        notes += [_moved_lines(path) for path, kept in self._kept.items() if not kept.whole]
+        return Objects(self._paths, notes, {**self._files, **joined.files}, {**plain, **joined.plain})
 
-    def _changed_texts(self) -> dict[str, bytes]:
-        """The changed files, headers with their line numbers kept: ``__LINE__`` is in the code of whoever uses them."""
+    @cached_property
+    def _kept(self) -> dict[str, KeptLines]:
+        """The changed C files and headers with their line numbers kept: ``__LINE__`` is in the code below a change."""
         return {
             path: keep_lines(self._change.originals[path], text)
-            if path in self._included and path in self._change.originals
-            else text
             for path, text in self._change.patched.items()
+            if PurePosixPath(path).suffix in _INCLUDED and path in self._change.originals
         }
+
+    @property
+    def _files(self) -> dict[str, bytes]:
+        """All changed files as they are compiled."""
+        return {**self._change.patched, **{path: kept.text for path, kept in self._kept.items()}}
 
 
 def in_parents(kernel: PreparedKernel, compiled: CompiledObject) -> list[CompiledObject]:
@@ -207,3 +213,9 @@ def not_contained(kernel: PreparedKernel, file: str) -> Diagnosis:
     return finding(
         "not-in-kernel", f"{kernel.release} does not contain {file}: {why}. There is nothing to patch.", file=file
     )
+
+
+def _moved_lines(file: str) -> Diagnosis:
+    """The note that lines of a file could not keep the numbers that they have in the kernel's source."""
+    said = f"Not all unchanged lines of {file} could keep their numbers: functions that tell theirs change with them."
+    return finding("line-numbers", said, file=file)

@@ -73,6 +73,12 @@ KERNEL_RULES: dict[str, Rule] = {
         "The file is compiled by the makefile of another directory",
         "Make the change in a file that lies below the directory of its module, if one will do.",
     ),
+    "line-numbers": Rule(
+        "Unchanged lines of a file could not keep the numbers that they have in the kernel's source",
+        "Look at the list of changed functions: WARN_ON() and its like tell the line that they stand on, so functions "
+        "below the change may be replaced as well. Leave long parts of the file as they are, where that is possible.",
+        severity="note",
+    ),
     "build-file-ignored": Rule(
         "A file of the build system is ignored, in whole or in part",
         "Check that the change does not depend on it; leave it out of the patch to be sure.",
