@@ -18,6 +18,8 @@ from elivepatch.protocol.models import BuildRequest, Report
 from elivepatch.workshop import Workshop
 
 LIVEPATCHES = Path(__file__).parent / "data/livepatches"
+#: Those with macros that only kpatch's tools know, for kernels up to 6.18.
+KPATCH_MACROS = Path(__file__).parent / "data/kpatch-macros"
 ENOSPC = 28
 
 

@@ -41,6 +41,7 @@ from elivepatch.errors import (
 from elivepatch.kernel.config import parse_config
 from elivepatch.patches import doctor
 from elivepatch.patches.apply import apply_series
+from elivepatch.patches.macros import foreign_macros
 from elivepatch.patches.series import parse_series
 from elivepatch.patches.tree import Tree
 from elivepatch.progress import Progress
@@ -318,15 +319,16 @@ def _build(
         changes = work / "changes"
         changes.mkdir()
         applied = apply_series(series, kernel.source, changes, prefix=tool_prefix(kernel.root.path, changes))
-        examination = doctor.examine(doctor.changes_of(applied))
+        changed_files = doctor.changes_of(applied)
+        examination = doctor.examine(changed_files)
         doctor.require_code(examination, series.paths)
-        doctor.require_possible(examination)
+        doctor.require_possible(examination, foreign_macros(changed_files, engine.name))
         change = lookup.change_of(applied)
-        affected = lookup.affected_objects(kernel, change, work / "lookup", workshop.parallel, progress)
+        affected = lookup.affected_objects(kernel, change, work / "lookup", workshop.parallel, progress, engine.headers)
         state.notes += [*applied.findings, *examination.findings, *affected.notes]
     progress.step(f"compiling {', '.join(affected.paths[:5])}{', …' if len(affected.paths) > 5 else ''}")
     with progress.timed("compile"):
-        compiled, findings = Compiler(kernel, work / "compile", workshop.parallel).compile(
+        compiled, findings = Compiler(kernel, work / "compile", workshop.parallel, engine.headers).compile(
             affected.paths, affected.files, affected.plain
         )
         state.notes += [said for said in findings if said.severity != "error"]
@@ -423,9 +425,10 @@ def _verify(
     subject = Subject(
         module=module,
         name=module.stem,
-        objects=tuple(dict.fromkeys(change.object for change in changed)),
+        objects=tuple(dict.fromkeys(change.object for change in changed or state.changed)),
         check=job.check,
         functions=tuple(f"{change.object}/{change.function}" for change in changed),
+        only_callbacks=not changed,
     )
     guest = GuestKernel(release=kernel.release, vmlinuz=kernel.vmlinuz, modules=kernel.modules_directory)
     try:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from build_support import LIVEPATCHES
+from build_support import KPATCH_MACROS, LIVEPATCHES
 from elivepatch import process
 from elivepatch.build.prepared import PreparedKernel
+from elivepatch.kernel.release import parse_release
 from elivepatch.protocol.models import Report
 from elivepatch.workshop import Workshop
 
@@ -30,22 +31,53 @@ def build(workshop: Workshop, kernel: PreparedKernel, patch: Path, check: Path, 
     return done.returncode, Report.model_validate(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in LIVEPATCHES.glob("*.patch")))
-def test_a_livepatch_has_its_effect_and_is_gone_afterwards(
-    workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, name: str
-) -> None:
-    output = tmp_path / "out.ko"
-    files = LIVEPATCHES / f"{name}.patch", LIVEPATCHES / f"{name}.sh"
-    status, report = build(workshop, kernel, *files, output)
+def tried(workshop: Workshop, kernel: PreparedKernel, patch: Path, output: Path) -> Report:
+    """The report of a livepatch that was built, proven, loaded, checked and reverted."""
+    status, report = build(workshop, kernel, patch, patch.with_suffix(".sh"), output)
     assert status == report.exit_status == 0, report.message
     assert report.proof is not None
     assert report.proof.level == "exact"
     assert report.module is not None
     assert report.module.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
-    tried = report.verification
-    assert tried is not None
-    assert (tried.booted, tried.loaded, tried.reverted, tried.unloaded) == (True, True, True, True)
-    assert (tried.check_before, tried.check_after, tried.check_reverted) == (False, True, False)
+    seen = report.verification
+    assert seen is not None
+    assert (seen.booted, seen.loaded, seen.reverted, seen.unloaded) == (True, True, True, True)
+    assert (seen.check_before, seen.check_after, seen.check_reverted) == (False, True, False)
+    return report
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LIVEPATCHES.glob("*.patch")))
+def test_a_livepatch_has_its_effect_and_is_gone_afterwards(
+    workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, name: str
+) -> None:
+    tried(workshop, kernel, LIVEPATCHES / f"{name}.patch", tmp_path / "out.ko")
+
+
+#: What the log of the guest shows of a patch's callbacks, in this order.
+RAN = ("pipe: limit raised to 2097152", ": starting patching", ": starting unpatching", "pipe: limit is 1048576 again")
+LOGGED = {"callbacks": RAN, "ignore-section": RAN, "system-call": ()}
+NOTED = {
+    "callbacks": {"callbacks"},
+    "ignore-section": {"callbacks", "ignored-change"},
+    "system-call": {"ignored-change"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in KPATCH_MACROS.glob("*.patch")))
+def test_the_macros_of_kpatch(workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, name: str) -> None:
+    if parse_release(kernel.release) >= parse_release("6.19"):
+        pytest.skip("these macros are for kernels up to 6.18; that they are refused is a test of the doctor")
+    report = tried(workshop, kernel, KPATCH_MACROS / f"{name}.patch", tmp_path / "out.ko")
+    assert report.verification is not None
+    log = report.verification.log or ""
+    places = [log.index(text) for text in LOGGED[name]]
+    assert places == sorted(places)
+    rules = {
+        "callbacks": {"callbacks"},
+        "ignore-section": {"callbacks", "ignored-change"},
+        "system-call": {"ignored-change"},
+    }
+    assert rules[name] <= {finding.rule for finding in report.diagnosis}
 
 
 def test_a_check_that_does_not_see_the_change_fails_the_build(

@@ -34,6 +34,11 @@ EXPECTED = {
         ("vmlinux", "version_note", "new"),
         ("vmlinux", "count", "new"),
     },
+    "shadow-variable": {
+        ("vmlinux", "mounts_open_common", "changed"),
+        ("vmlinux", "show_vfsmnt", "changed"),
+        ("vmlinux", "mounts_release", "changed"),
+    },
     "module": {("xfs", "xfs_stats_format", "changed")},
     "module-and-vmlinux": {("xfs", "xfs_stats_format", "changed"), ("vmlinux", "meminfo_proc_show", "changed")},
 }

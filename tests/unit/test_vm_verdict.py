@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 
@@ -145,6 +146,12 @@ def test_both_rounds_pass_where_a_needed_module_cannot_be_unloaded() -> None:
 )
 def test_one_thing_wrong_is_one_rule(old: str, new: str, rule: str) -> None:
     assert rules(verdict(change(FIRST, old, new))) == [rule]
+
+
+def test_one_that_only_has_callbacks_patches_no_function() -> None:
+    text = re.sub(r"^function .*\n", "", FIRST, flags=re.MULTILINE)
+    assert rules(verdict(text)) == ["load-failed"]
+    assert verdict(text, expected=replace(PLAIN, only_callbacks=True)).passed
 
 
 def test_a_refused_load_gives_the_kernels_words() -> None:

@@ -15,13 +15,14 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elivepatch.build.collect import collect
 from elivepatch.build.diagnose import RULES, diagnose_compiler
 from elivepatch.build.forms import Form
 from elivepatch.build.kbuild import saved_command, saved_parent
+from elivepatch.build.lines import Texts
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
 from elivepatch.build.store import remove_tree
@@ -37,7 +38,7 @@ from elivepatch.errors import (
 )
 from elivepatch.kernel.elf import ElfImage
 from elivepatch.process import ProgramError
-from elivepatch.toolchains.sandbox import give_to_sandbox, sandbox_owner
+from elivepatch.toolchains.sandbox import Sandbox, give_to_sandbox, sandbox_owner
 
 #: How the compiler and the linker say that they got no more memory.
 _NO_MEMORY = re.compile(
@@ -45,6 +46,8 @@ _NO_MEMORY = re.compile(
 )
 #: Age in seconds at which what is being put into the cache of originals is nobody's any more.
 _LEFT_SECONDS = 3600.0
+#: Where the headers for authors of patches are seen: in the sandbox's own /tmp. No object holds the path.
+_HEADERS = Path("/tmp/elivepatch-headers")  # noqa: S108
 #: Objects of one run of kbuild: with debug information one takes up to 10 MB, and the time of a run is limited.
 _BATCH = 16
 
@@ -79,21 +82,6 @@ class OriginalObject:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """The changed files: as they are compiled, and as the patch left them."""
-
-    patched: Mapping[str, bytes]
-    plain: Mapping[str, bytes]
-
-    def tells_of(self, findings: Sequence[Diagnosis]) -> bool:
-        """Whether a finding names a line of a file whose lines have other numbers as it is compiled."""
-        return any(
-            each.line is not None and each.file and self.plain.get(each.file) != self.patched.get(each.file)
-            for each in findings
-        )
-
-
-@dataclass(frozen=True)
 class NewObject:
     """An object that the kernel does not have, compiled by itself. ``parent`` is what the makefiles make it part of."""
 
@@ -103,14 +91,15 @@ class NewObject:
 
 
 class Compiler:
-    """Compiles for one kernel in one working directory."""
+    """Compiles for one kernel in one working directory; ``headers`` is a directory of headers for patches."""
 
-    def __init__(self, kernel: PreparedKernel, work: Path, parallel: int) -> None:
+    def __init__(self, kernel: PreparedKernel, work: Path, parallel: int, headers: Path | None = None) -> None:
         self._kernel = kernel
         self._work = work
         self._parallel = max(1, parallel)
         self._cache = kernel.path / "objects"
         self._parents: dict[str, str] = {}
+        self._headers: dict[Path, Path] = {_HEADERS: headers} if headers is not None else {}
 
     def compile(
         self, objects: Sequence[str], patched: Mapping[str, bytes], plain: Mapping[str, bytes] | None = None
@@ -121,13 +110,13 @@ class Compiler:
         once more, and where the compiler speaks of lines, it is what it says of those that counts.
         Raises DoesNotCompileError with the compiler's findings for the patched side, InternalError for the original.
         """
-        files = _Texts(patched, plain or patched)
+        files = Texts(patched, plain or patched)
         kept = {path: self._cached(path) for path in objects}
         missing = [path for path, original in kept.items() if original is None]
         fast = [path for path, original in kept.items() if original is None or original.form is Form.FAST]
         with ThreadPoolExecutor(3) as pool:
             exact = pool.submit(self._build, "exact", missing, "", {})
-            pair = pool.submit(self._build, "original", missing, Form.FAST.flags, {})
+            pair = pool.submit(self._build, "original", missing, self._flags(Form.FAST), {})
             other = pool.submit(self._build_patched, fast, files, Form.FAST)
             exact_files, pair_files = exact.result(), pair.result()
             built, findings = other.result()
@@ -155,7 +144,9 @@ class Compiler:
         left = list(missing)
         for form in Form:
             now = [path for path in left if form.suits(exact[path])]
-            built = fast if form is Form.FAST else self._build(f"original-{form.name}", now, form.flags, form.files)
+            built = (
+                fast if form is Form.FAST else self._build(f"original-{form.name}", now, self._flags(form), form.files)
+            )
             for path in now:
                 if _functions(exact[path]) == _functions(built[path]):
                     self._keep(path, exact[path], built[path], self._parents[path], form)
@@ -187,13 +178,22 @@ class Compiler:
 
     # -- building
 
+    def _flags(self, form: Form) -> str:
+        """The flags of a pair. The headers come behind all other directories, and both sides are compiled alike."""
+        return f"{form.flags} -idirafter {_HEADERS}" if self._headers else form.flags
+
+    @contextmanager
+    def _sandbox(self, work: Path) -> Generator[Sandbox]:
+        with self._kernel.sandbox(work) as sandbox:
+            yield replace(sandbox, read_only=self._headers)
+
     def _build(self, name: str, objects: Sequence[str], flags: str, files: Mapping[str, bytes]) -> dict[str, Path]:
         """Compile objects of the original tree; they must compile, the kernel's makers did it too."""
         built: dict[str, Path] = {}
         for number, batch in _batches(objects):
             work = self._work / f"{name}-{number}"
             place_files(work / "upper", files)
-            with self._kernel.sandbox(work) as sandbox:
+            with self._sandbox(work) as sandbox:
                 done = self._kernel.kbuild.objects(sandbox, batch, extra_flags=flags, parallel=self._parallel)
             built |= self._collect(work, batch)
             lacking = [path for path in batch if path not in built]
@@ -208,7 +208,7 @@ class Compiler:
         return built
 
     def _build_patched(
-        self, objects: Sequence[str], files: _Texts, form: Form
+        self, objects: Sequence[str], files: Texts, form: Form
     ) -> tuple[dict[str, Path], list[Diagnosis]]:
         built: dict[str, Path] = {}
         findings: list[Diagnosis] = []
@@ -243,8 +243,9 @@ class Compiler:
         self, objects: Sequence[str], files: Mapping[str, bytes], form: Form, work: Path
     ) -> tuple[dict[str, Path], str]:
         place_files(work / "upper", {**files, **form.files})
-        with limits_of_patch(), self._kernel.sandbox(work) as sandbox:
-            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=form.flags, parallel=self._parallel)
+        flags = self._flags(form)
+        with limits_of_patch(), self._sandbox(work) as sandbox:
+            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=flags, parallel=self._parallel)
         built = self._collect(work, objects)
         for path, file in built.items():
             _check_object(path, file)

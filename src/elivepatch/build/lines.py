@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from elivepatch.errors import Diagnosis
 
 #: Cells of the tables that changed parts without a line of their own are compared in: of one part, and of a file.
 _PART_CELLS = 400_000
@@ -31,6 +33,21 @@ class KeptLines:
 
     text: bytes
     whole: bool = True
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The changed files by their paths: as they are compiled, and as the patch left them."""
+
+    patched: Mapping[str, bytes]
+    plain: Mapping[str, bytes]
+
+    def tells_of(self, findings: Sequence[Diagnosis]) -> bool:
+        """Whether a finding names a line of a file whose lines have other numbers as it is compiled."""
+        return any(
+            each.line is not None and each.file and self.plain.get(each.file) != self.patched.get(each.file)
+            for each in findings
+        )
 
 
 def keep_lines(original: bytes, patched: bytes) -> KeptLines:

@@ -58,6 +58,7 @@ def join_new_files(
     texts: tuple[Mapping[str, bytes], Mapping[str, bytes]],
     objects: Sequence[str],
     work: Path,
+    headers: Path | None = None,
 ) -> NewFiles:
     """Give each new file to one of the objects that are compiled; ``texts`` are those to compile, and the plain ones.
 
@@ -76,7 +77,7 @@ def join_new_files(
     joined: tuple[dict[str, bytes], dict[str, bytes]] = ({}, {})
     if wanted and not refused:
         work.mkdir()
-        built, findings = Compiler(kernel, work, 1).compile_new([_object(file) for file in wanted], patched)
+        built, findings = Compiler(kernel, work, 1, headers).compile_new([_object(file) for file in wanted], patched)
         notes += findings
         for file in wanted:
             made = built[_object(file)]

@@ -70,8 +70,17 @@ class Objects:
     plain: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
-def affected_objects(kernel: PreparedKernel, change: Change, work: Path, parallel: int, progress: Progress) -> Objects:
+def affected_objects(
+    kernel: PreparedKernel,
+    change: Change,
+    work: Path,
+    parallel: int,
+    progress: Progress,
+    patch_headers: Path | None = None,
+) -> Objects:
     """The objects of the kernel that a change can alter; ``work`` is a directory that does not exist yet.
+
+    ``patch_headers`` are those of the engine, for new files.
 
     Raises NothingToPatchError where none of the files is part of this kernel, CannotLivepatchError for headers with too
     many users, and for new or removed files that a livepatch cannot have.
@@ -80,7 +89,7 @@ def affected_objects(kernel: PreparedKernel, change: Change, work: Path, paralle
     search.sources()
     search.build_files()
     search.headers(work, parallel, progress)
-    return search.result(work)
+    return search.result(work, patch_headers)
 
 
 class _Search:
@@ -152,13 +161,13 @@ class _Search:
                 said = f"No object of {self._kernel.release} includes {file}."
                 self._outside.append(finding("not-in-kernel", said, file=file))
 
-    def result(self, work: Path) -> Objects:
+    def result(self, work: Path, patch_headers: Path | None) -> Objects:
         """What is to be compiled; raises what speaks against it."""
         plain = self._change.patched
         joined = NewFiles()
         if self._new:
             aside = work.with_name(f"{work.name}-new")
-            joined = join_new_files(self._kernel, self._new, (self._files, plain), self._paths, aside)
+            joined = join_new_files(self._kernel, self._new, (self._files, plain), self._paths, aside, patch_headers)
             self._refused += joined.refused
             self._notes += joined.notes
         if self._refused:

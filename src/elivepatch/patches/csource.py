@@ -91,7 +91,7 @@ def code_of(text: bytes) -> bytes:
     return _GAPS.sub(lambda match: match["literal"] or b" ", text).strip(b" ")
 
 
-def _without_comments(text: bytes) -> bytes:
+def without_comments(text: bytes) -> bytes:
     """The text with comments blanked out; every byte keeps its place."""
 
     def blank(match: re.Match[bytes]) -> bytes:
@@ -102,7 +102,7 @@ def _without_comments(text: bytes) -> bytes:
 
 def read_source(text: bytes) -> CSource:
     """Take a file apart. Never fails: what is not understood is left out, or marked as unsure."""
-    plain = _without_comments(text)
+    plain = without_comments(text)
     items: list[Item] = []
     if len(plain) <= PARSE_BYTES:
         parsed = plain

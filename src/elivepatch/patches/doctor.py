@@ -109,12 +109,13 @@ def require_code(examination: Examination, paths: Sequence[str] = ()) -> None:
     raise NothingToPatchError(message, hint=hint, diagnosis=[finding])
 
 
-def require_possible(examination: Examination) -> None:
-    """Raise CannotLivepatchError where the doctor is sure (findings of severity error)."""
-    errors = [finding for finding in examination.findings if finding.severity == "error"]
+def require_possible(examination: Examination, more_findings: Sequence[Diagnosis] = ()) -> None:
+    """Raise CannotLivepatchError where the doctor, or who looked besides, is sure (findings of severity error)."""
+    findings = (*examination.findings, *more_findings)
+    errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise CannotLivepatchError(f"{errors[0].message}{more}", hint=errors[0].hint, diagnosis=examination.findings)
+        raise CannotLivepatchError(f"{errors[0].message}{more}", hint=errors[0].hint, diagnosis=findings)
 
 
 def _is_documentation(path: str) -> bool:
@@ -313,7 +314,9 @@ def _data_finding(change: SourceChange, was: Item, now: Item) -> Diagnosis:
             severity="warning",
             hint="Leave existing data as it is; new variables are possible.",
         )
-    doubt = any(item.constant or item.conditional or item.unsure for item in (was, now))
+    ignored = rb'KPATCH_IGNORE_SECTION[ \t]*\([ \t]*"\.[\w.]+\.%s"' % now.name.encode()
+    left_out = re.search(ignored, change.patched or b"") is not None
+    doubt = left_out or any(item.constant or item.conditional or item.unsure for item in (was, now))
     return _finding(
         "data-initialiser",
         f"The initialiser of {now.name} changes: the data exists in the running kernel and is not replaced.",

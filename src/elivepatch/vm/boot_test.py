@@ -49,7 +49,8 @@ class Subject:
 
     ``name`` is its name below /sys/kernel/livepatch, ``objects`` the klp objects it patches (``vmlinux`` or module
     names with ``_``), ``functions`` the entries it must have (``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``).
-    ``check`` is a script that must fail before the load, succeed after it and fail again after the revert.
+    ``only_callbacks`` says that it replaces no function. ``check`` is a script that must fail before the load, succeed
+    after it and fail again after the revert.
     """
 
     module: Path
@@ -57,6 +58,7 @@ class Subject:
     objects: tuple[str, ...]
     check: bytes | None = field(default=None, repr=False)
     functions: tuple[str, ...] = ()
+    only_callbacks: bool = False
 
 
 def boot_test(
@@ -103,6 +105,7 @@ def boot_test(
         name=subject.name,
         objects=subject.objects,
         functions=subject.functions,
+        only_callbacks=subject.only_callbacks,
         checked=subject.check is not None,
         check_crlf=b"\r\n" in (subject.check or b""),
         transition_limit=transition_limit,

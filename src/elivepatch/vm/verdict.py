@@ -41,7 +41,8 @@ class Expectation:
     """What the guest was asked to show.
 
     ``objects`` are the klp objects the livepatch must apply to; ``functions`` are entries as in sysfs,
-    ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``checked`` says that there is a check script, and ``check_crlf``
+    ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``only_callbacks`` says that it has callbacks, and replaces no
+    function. ``checked`` says that there is a check script, and ``check_crlf``
     that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` is seconds.
     """
 
@@ -49,6 +50,7 @@ class Expectation:
     name: str
     objects: tuple[str, ...]
     functions: tuple[str, ...] = ()
+    only_callbacks: bool = False
     checked: bool = False
     check_crlf: bool = False
     transition_limit: int = 30
@@ -237,7 +239,7 @@ def _applied(expected: Expectation, marks: _Marks, turn: str) -> Iterator[Diagno
         if function not in known:
             yield _failed("load-failed", f"The kernel does not list {function} as patched{late}.", where=function)
     for object_name in expected.objects:
-        if not any(entry.startswith(f"{object_name}/") for entry in entries):
+        if not (expected.only_callbacks or any(entry.startswith(f"{object_name}/") for entry in entries)):
             yield _failed("load-failed", f"The livepatch patches no function of {object_name}.", where=object_name)
 
 

@@ -44,6 +44,11 @@ class Engine(Protocol):
         """The version of its tools; part of a build's key."""
         ...
 
+    @property
+    def headers(self) -> Path | None:
+        """The directory with the headers of its macros for authors of patches, where the kernel does not bring them."""
+        ...
+
     def diff(self, objects: Sequence[CompiledObject], work: Path) -> list[DiffObject]:
         """The changes of each object; those without a functional change are left out.
 

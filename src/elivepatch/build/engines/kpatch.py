@@ -68,6 +68,11 @@ class KpatchEngine:
         """The version of kpatch's tools."""
         return self._tools.kpatch or ""
 
+    @property
+    def headers(self) -> Path | None:
+        """Where kpatch-macros.h and kpatch-syscall.h are."""
+        return self._tools.path / _DATA
+
     # -- diff
 
     def diff(self, objects: Sequence[CompiledObject], work: Path) -> list[DiffObject]:

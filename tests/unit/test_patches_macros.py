@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Macros for authors of patches: those of the wrong tools are refused, and the page shows what is tried."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from elivepatch.errors import CannotLivepatchError
+from elivepatch.patches.doctor import SourceChange, examine, require_possible
+from elivepatch.patches.macros import foreign_macros
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/macros.md").read_text()
+SOURCE = b"""#include "internal.h"
+/* KPATCH_PRE_PATCH_CALLBACK(f); KLP_PRE_PATCH_CALLBACK(f); */
+static int limit = 3;
+"""
+
+
+def changed(text: str, original: bytes = SOURCE) -> list[SourceChange]:
+    return [SourceChange("fs/a.c", original, original + text.encode())]
+
+
+@pytest.mark.parametrize(
+    ("engine", "text", "name", "instead"),
+    [
+        ("klp", "KPATCH_PRE_PATCH_CALLBACK(f);\n", "KPATCH_PRE_PATCH_CALLBACK", "KLP_PRE_PATCH_CALLBACK"),
+        ("klp", "KPATCH_SYSCALL_DEFINE3(f, int, a)\n", "KPATCH_SYSCALL_DEFINE3", "KLP_SYSCALL_DEFINE3"),
+        ("klp", '#include "kpatch-macros.h"\n', '"kpatch-macros.h"', "<linux/livepatch_helpers.h>"),
+        ("klp", '# include "../kpatch-syscall.h"\n', '"kpatch-syscall.h"', "<linux/livepatch_helpers.h>"),
+        ("klp", 'KPATCH_IGNORE_SECTION(".data.x");\n', "KPATCH_IGNORE_SECTION", "Leave it out"),
+        ("kpatch", "KLP_POST_UNPATCH_CALLBACK(f);\n", "KLP_POST_UNPATCH_CALLBACK", "KPATCH_POST_UNPATCH_CALLBACK"),
+        ("kpatch", "KLP_SYSCALL_DEFINE1(f, int, a)\n", "KLP_SYSCALL_DEFINE1", "KPATCH_SYSCALL_DEFINE1"),
+        ("kpatch", "#include <linux/livepatch_helpers.h>\n", "<linux/livepatch_helpers.h>", '"kpatch-macros.h"'),
+    ],
+)
+def test_a_macro_of_the_other_tools_is_refused_by_its_name(engine: str, text: str, name: str, instead: str) -> None:
+    (found,) = foreign_macros(changed(text), engine)
+    assert (found.rule, found.severity, found.file, found.line) == ("foreign-macro", "error", "fs/a.c", 4)
+    assert found.message.startswith(f"{name} is for ")
+    assert instead in (found.hint or "")
+    with pytest.raises(CannotLivepatchError) as caught:
+        require_possible(examine(changed(text)), [found])
+    assert caught.value.hint == found.hint
+    (other,) = {"kpatch", "klp"} - {engine}
+    assert foreign_macros(changed(text), other) == []
+
+
+@pytest.mark.parametrize("engine", ["kpatch", "klp", "another"])
+def test_what_is_no_use_of_the_other_macros(engine: str) -> None:
+    old = b'#include "kpatch-macros.h"\nKPATCH_STATIC_CALL(x)(1);\nKLP_STATIC_CALL(x)(1);\n#define KPATCH_PRINTK(a) a\n'
+    texts = [
+        *changed("static int KLP_PRE_PATCHES;\n/* KLP_STATIC_CALL(x) KPATCH_STATIC_CALL(x) */\n"),
+        *changed("static int more;\n", old),  # they were there before
+        *changed("#define KPATCH_PRINTK(a) printk(a)\n#define KLP_STATIC_CALL(a) a\nKPATCH_PRINTK(1);\n"),
+    ]
+    assert foreign_macros(texts, engine) == []
+
+
+def test_an_initial_value_that_the_patch_leaves_out_is_a_warning() -> None:
+    new = SOURCE.replace(b"= 3", b"= 4")
+    findings = examine([SourceChange("fs/a.c", SOURCE, new)]).findings
+    assert [(each.rule, each.severity) for each in findings] == [("data-initialiser", "error")]
+    for section, severity in ((b".data.limit", "warning"), (b".data.limits", "error"), (b".data.other", "error")):
+        text = new + b'KPATCH_IGNORE_SECTION("%s");\n' % section
+        findings = examine([SourceChange("fs/a.c", SOURCE, text)]).findings
+        assert ("data-initialiser", severity) in [(each.rule, each.severity) for each in findings]
+
+
+def test_the_examples_of_the_page_are_the_patches_that_are_tried() -> None:
+    # an empty line of context has no space there, as it may have none in a patch
+    blocks = [
+        re.sub(r"^ {4}", "", block, flags=re.M).strip() for block in re.findall(r"(?:^(?: {4}.*)?\n)+", PAGE, re.M)
+    ]
+    named = re.findall(r"\(`(tests/data/\S+\.patch)`\)", PAGE)
+    assert {Path(name).name for name in named} >= {
+        path.name for path in (ROOT / "tests/data/kpatch-macros").glob("*.patch")
+    }
+    for name in named:
+        assert re.sub(r"[ \t]+$", "", (ROOT / name).read_text(), flags=re.M).strip() in blocks, name
