@@ -20,6 +20,8 @@ from elivepatch.workshop import Workshop
 LIVEPATCHES = Path(__file__).parent / "data/livepatches"
 #: Those with macros that only kpatch's tools know, for kernels up to 6.18.
 KPATCH_MACROS = Path(__file__).parent / "data/kpatch-macros"
+#: Those with macros of the kernel itself, for 6.19 and later.
+KLP_MACROS = Path(__file__).parent / "data/klp-macros"
 ENOSPC = 28
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from build_support import KPATCH_MACROS, LIVEPATCHES
+from build_support import KLP_MACROS, KPATCH_MACROS, LIVEPATCHES
 from elivepatch import process
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.kernel.release import parse_release
@@ -53,9 +53,11 @@ def test_a_livepatch_has_its_effect_and_is_gone_afterwards(
     tried(workshop, kernel, LIVEPATCHES / f"{name}.patch", tmp_path / "out.ko")
 
 
+DATA = LIVEPATCHES.parent
 #: What the log of the guest shows of a patch's callbacks, in this order.
 RAN = ("pipe: limit raised to 2097152", ": starting patching", ": starting unpatching", "pipe: limit is 1048576 again")
 LOGGED = {"callbacks": RAN, "ignore-section": RAN, "system-call": ()}
+#: What kpatch's tools say of what the macros ask for.
 NOTED = {
     "callbacks": {"callbacks"},
     "ignore-section": {"callbacks", "ignored-change"},
@@ -63,21 +65,21 @@ NOTED = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in KPATCH_MACROS.glob("*.patch")))
-def test_the_macros_of_kpatch(workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, name: str) -> None:
-    if parse_release(kernel.release) >= parse_release("6.19"):
-        pytest.skip("these macros are for kernels up to 6.18; that they are refused is a test of the doctor")
-    report = tried(workshop, kernel, KPATCH_MACROS / f"{name}.patch", tmp_path / "out.ko")
+@pytest.mark.parametrize(
+    "patch",
+    [pytest.param(path, id=str(path.relative_to(DATA))) for path in sorted(DATA.glob("*-macros/*.patch"))],
+)
+def test_macros_for_authors(workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, patch: Path) -> None:
+    wanted = KLP_MACROS if parse_release(kernel.release) >= parse_release("6.19") else KPATCH_MACROS
+    if patch.parent != wanted:
+        pytest.skip("these macros are for the tools of other kernels; that they are refused is a test of the doctor")
+    report = tried(workshop, kernel, patch, tmp_path / "out.ko")
     assert report.verification is not None
     log = report.verification.log or ""
-    places = [log.index(text) for text in LOGGED[name]]
+    places = [log.index(text) for text in LOGGED[patch.stem]]
     assert places == sorted(places)
-    rules = {
-        "callbacks": {"callbacks"},
-        "ignore-section": {"callbacks", "ignored-change"},
-        "system-call": {"ignored-change"},
-    }
-    assert rules[name] <= {finding.rule for finding in report.diagnosis}
+    noted = NOTED[patch.stem] if wanted == KPATCH_MACROS else set[str]()
+    assert noted <= {finding.rule for finding in report.diagnosis}
 
 
 def test_a_check_that_does_not_see_the_change_fails_the_build(

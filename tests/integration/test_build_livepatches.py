@@ -10,6 +10,7 @@ import pytest
 
 from build_support import LIVEPATCHES, Builder, mounts
 from elivepatch.kernel.elf import ElfImage
+from elivepatch.kernel.release import parse_release
 from elivepatch.protocol.models import BuildStatus
 
 pytestmark = pytest.mark.integration
@@ -133,3 +134,18 @@ def test_functions_with_runtime_constants(builder: Builder, name: str) -> None:
         with ElfImage(built.module) as image:
             sections = [section.name for section in image.sections]
         assert not [section for section in sections if "runtime_" in section], "a placeholder would stay in the module"
+
+
+def test_a_macro_of_the_other_tools_is_refused_before_anything_is_compiled(builder: Builder) -> None:
+    klp = parse_release(builder.kernel.release) >= parse_release("6.19")
+    prefix, header = ("KPATCH", '"kpatch-macros.h"') if klp else ("KLP", "<linux/livepatch_helpers.h>")
+    end = "fs_initcall(init_pipe_fs);\n"
+    callback = f"static void after(struct klp_object *obj)\n{{\n}}\n{prefix}_POST_UNPATCH_CALLBACK(after);\n"
+    include = '#include "internal.h"\n'
+    built = builder(builder.change("fs/pipe.c", (include, f"{include}#include {header}\n"), (end, end + callback)))
+    assert (built.report.status, built.report.exit_status) == (BuildStatus.REFUSED, 3), built.told
+    errors = [each for each in built.report.diagnosis if each.severity == "error"]
+    assert {(each.rule, each.file) for each in errors} == {("foreign-macro", "fs/pipe.c")}
+    assert f"{'KLP' if klp else 'KPATCH'}_POST_UNPATCH_CALLBACK" in built.told
+    assert built.report.timings is not None
+    assert built.report.timings.compile is None

@@ -76,8 +76,17 @@ def test_the_examples_of_the_page_are_the_patches_that_are_tried() -> None:
         re.sub(r"^ {4}", "", block, flags=re.M).strip() for block in re.findall(r"(?:^(?: {4}.*)?\n)+", PAGE, re.M)
     ]
     named = re.findall(r"\(`(tests/data/\S+\.patch)`\)", PAGE)
-    assert {Path(name).name for name in named} >= {
-        path.name for path in (ROOT / "tests/data/kpatch-macros").glob("*.patch")
-    }
+    assert {ROOT / name for name in named} >= set((ROOT / "tests/data").glob("*-macros/*.patch"))
     for name in named:
         assert re.sub(r"[ \t]+$", "", (ROOT / name).read_text(), flags=re.M).strip() in blocks, name
+
+
+def test_the_patches_for_each_kernel_have_the_macros_of_its_tools() -> None:
+    for engine, other in (("kpatch", "klp"), ("klp", "kpatch")):
+        patches = sorted((ROOT / f"tests/data/{engine}-macros").glob("*.patch"))
+        assert patches
+        for path in patches:
+            added = "".join(f"{line[1:]}\n" for line in path.read_text().splitlines() if line.startswith("+"))
+            change = [SourceChange("fs/a.c", b"", added.encode())]
+            assert foreign_macros(change, engine) == []
+            assert len(foreign_macros(change, other)) >= 2

@@ -1,0 +1,2 @@
+#!/bin/sh
+test "$(uname -n)" = livepatched
