@@ -92,7 +92,7 @@ def test_without_it_others_would_be_other_code(kernel: PreparedKernel, tmp_path:
 
 
 #: Objects in which lines come and go at random places, and a header of one of them.
-DRAWN = 24
+DRAWN = 12
 HEADER, ITS_USER = "kernel/sched/sched.h", "kernel/sched/core.c"
 
 
