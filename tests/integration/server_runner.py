@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The process of a build that is short: everything is real but the build itself.
 
-What a build does, its kernel's name says (`short_build`): a behaviour, and after a dash how long a pause takes.
+What a build does, its kernel's name says (`short_build`): a behaviour, and after a dash how long a pause takes. Where
+the kernel's name must be a release, the last patch says it, with ``do-BEHAVIOUR`` in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import signal
 import sys
@@ -15,7 +17,7 @@ import time
 from pathlib import Path
 
 from elivepatch import process
-from elivepatch.errors import NoChangeError
+from elivepatch.errors import KernelUnavailableError, NoChangeError
 from elivepatch.pipeline import Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildStatus, ModuleReport, Report
@@ -38,8 +40,11 @@ def module_of(job: Job) -> bytes:
 
 def short_build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Report:
     """A build of some milliseconds, which does what the kernel's name says."""
-    behaviour, _, seconds = job.request.kernel.partition("-")
-    pause = float(seconds or 0.02)
+    behaviour = job.request.kernel.partition("-")[0]
+    seconds = re.search(r"-(\d+(?:\.\d+)?)$", job.request.kernel)
+    if said := re.search(rb"do-([a-z]+)", job.patches[-1].data):
+        behaviour = said[1].decode()
+    pause = float(seconds[1]) if seconds else 0.02
     key = key_of(job, workshop)
     progress.phase("preparing")
     time.sleep(pause)
@@ -47,6 +52,9 @@ def short_build(job: Job, workshop: Workshop, output: Path, progress: Progress) 
     if behaviour == "refuse":
         error = NoChangeError("The patch changes nothing.", hint="Change something.")
         return Report(status=BuildStatus.REFUSED, key=key, exit_status=3, error=error.code, message=error.message)
+    if behaviour == "nokernel":
+        missing = KernelUnavailableError("No source offers it.")
+        return Report(status=BuildStatus.FAILED, key=key, exit_status=6, error=missing.code, message=missing.message)
     if behaviour == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "raise":

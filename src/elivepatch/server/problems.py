@@ -52,26 +52,21 @@ def as_problem(error: ElivepatchError) -> Problem:
     )
 
 
-class ProblemResponse(Response):
-    """The answer that tells an error.
+class EarlyResponse(Response):
+    """An answer that can come before the request's body was read.
 
-    When it comes before the request's body was read (``unread``), the rest of the body is taken from the line and
-    dropped, within limits: a client that sends all before it reads would otherwise see a broken connection.
+    Then (``unread``) the rest of the body is taken from the line and dropped, within limits: a client that sends all
+    before it reads would otherwise see a broken connection.
     """
 
-    media_type = MEDIA_TYPE
-
     def __init__(
-        self, error: ElivepatchError, *, headers: Mapping[str, str] | None = None, unread: bool = False
+        self, content: str, status_code: int, *, headers: Mapping[str, str] | None = None, unread: bool = False
     ) -> None:
         self._unread = unread
         sent = dict(headers or {})
         if unread:
             sent["Connection"] = "close"
-        if isinstance(error, BusyError):
-            sent["Retry-After"] = "60"
-        problem = as_problem(error)
-        super().__init__(problem.model_dump_json(exclude_none=True), status_code=problem.status, headers=sent)
+        super().__init__(content, status_code=status_code, headers=sent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -84,6 +79,20 @@ class ProblemResponse(Response):
             async with asyncio.timeout(_LINGER_SECONDS):
                 await _drop(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ProblemResponse(EarlyResponse):
+    """The answer that tells an error."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, error: ElivepatchError, *, headers: Mapping[str, str] | None = None, unread: bool = False
+    ) -> None:
+        problem = as_problem(error)
+        more = {"Retry-After": "60"} if isinstance(error, BusyError) else {}
+        sent = {**(headers or {}), **more}
+        super().__init__(problem.model_dump_json(exclude_none=True), problem.status, headers=sent, unread=unread)
 
 
 async def _drop(receive: Receive) -> None:

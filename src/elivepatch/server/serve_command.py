@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 @click.option("-d", "--debug", is_flag=True, default=None, help="Log everything.")
 @click.option("-C", "--tls-certificate", type=click.Path(path_type=Path), metavar="FILE", help="PEM certificate chain.")
 @click.option("-K", "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="PEM private key.")
+@click.option("--v1/--no-v1", default=None, help="Answer clients of the first version too; off by default.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Database, builds and artifacts.")
 @click.pass_obj
 def serve(before: dict[str, Any] | None, settings: Path | None, **given: Any) -> None:  # Any: checked by the settings

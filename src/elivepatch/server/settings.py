@@ -21,8 +21,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from elivepatch.errors import InvalidSettingError
-from elivepatch.sources.reference import KERNEL_ORG
+from elivepatch.errors import InvalidInputError, InvalidSettingError
+from elivepatch.protocol.models import ProofLevel
+from elivepatch.sources.reference import KERNEL_ORG, parse_reference
 from elivepatch.toolchains.roots import COMMON_PACKAGES, RootSpec
 from elivepatch.workshop import SourcePolicy, Workshop
 
@@ -130,6 +131,21 @@ class Settings(BaseSettings):
     disk_reserve_bytes: int = Field(
         default=_GIB, ge=0, description="free disk below which the server says it is not well"
     )
+    v1: bool = Field(default=False, description="answer clients of the first version too, by its protocol")
+    v1_kernel: str = Field(
+        default="gentoo:gentoo-sources-{version}",
+        min_length=1,
+        max_length=300,
+        description="where the source of a kernel comes from of which such a client tells no more than its version",
+    )
+    v1_proof: ProofLevel = Field(default="layout", description="the weakest proof that is good enough for such clients")
+    v1_request_bytes: int = Field(
+        default=16 * 1024**2, ge=64 * 1024, le=256 * 1024**2, description="size of one request of theirs"
+    )
+    v1_waiting: Count = Field(default=16, description="requests of theirs that are held at once while builds are made")
+    v1_wait_seconds: Seconds = Field(default=4 * 3600.0, description="how long one is held")
+    v1_sessions: int = Field(default=1000, ge=1, le=1_000_000, description="sessions of theirs that are kept")
+    v1_session_seconds: Seconds = Field(default=86400.0, description="how long one is kept after it was last used")
     debug: bool = Field(default=False, description="log everything")
 
     @property
@@ -239,4 +255,8 @@ def _checked(settings: Settings) -> Settings:
             raise InvalidSettingError(
                 f"Setting '{name}' must be an absolute path, not '{directory}'.", hint="Begin it with '/'."
             )
+    try:
+        parse_reference(settings.v1_kernel.replace("{version}", "6.12.60"))
+    except InvalidInputError as error:
+        raise InvalidSettingError(f"Setting 'v1_kernel': {error.message}", hint=error.hint) from error
     return settings

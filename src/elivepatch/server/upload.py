@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading the body of ``POST builds``: a multipart form (RFC 7578) whose limits hold while it arrives.
+"""Reading the body of a request for a build: a multipart form (RFC 7578) whose limits hold while it arrives.
 
-Everything is kept in memory, at most `limits.REQUEST_BYTES` of it; the upload that breaks a limit is answered at
+Everything is kept in memory, at most as many bytes as the `Shape` says; the upload that breaks a limit is answered at
 that byte, whatever its Content-Length said, and nothing of it is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -36,28 +37,42 @@ _HINT = "docs/api.md says how a build is asked for."
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """A part that a request may have: bytes of one, and how many there may be."""
 
     size: int
     count: int
 
 
-_KINDS = {
-    "request": _Kind(REQUEST_JSON_BYTES, 1),
-    "patch": _Kind(limits.PATCH_BYTES, limits.PATCHES),
-    "base_patch": _Kind(limits.PATCH_BYTES, limits.PATCHES),
-    "config": _Kind(limits.CONFIG_BYTES, 1),
-    "check": _Kind(limits.CHECK_BYTES, 1),
-    "symbols": _Kind(layout.PACKED_LIMIT, 1),
-}
-#: Files that come in an archive of their own, once for all builds of a kernel.
-_IN_ARCHIVE = {"vmlinux", "symvers"}
+@dataclass(frozen=True)
+class Shape:
+    """What a form may be made of, by the names of its parts, and how many bytes it may have in all.
+
+    ``in_archive`` are names of files that come in an archive of their own, once for all builds of a kernel.
+    """
+
+    kinds: Mapping[str, Kind]
+    total: int
+    in_archive: frozenset[str] = frozenset()
+
+
+_SHAPE = Shape(
+    {
+        "request": Kind(REQUEST_JSON_BYTES, 1),
+        "patch": Kind(limits.PATCH_BYTES, limits.PATCHES),
+        "base_patch": Kind(limits.PATCH_BYTES, limits.PATCHES),
+        "config": Kind(limits.CONFIG_BYTES, 1),
+        "check": Kind(limits.CHECK_BYTES, 1),
+        "symbols": Kind(layout.PACKED_LIMIT, 1),
+    },
+    limits.REQUEST_BYTES,
+    frozenset({"vmlinux", "symvers"}),
+)
 
 
 @dataclass
 class _Part:
-    kind: _Kind
+    kind: Kind
     role: str
     name: str
     data: bytearray = field(default_factory=bytearray)
@@ -66,8 +81,9 @@ class _Part:
 class _Form:
     """Takes the parts as the parser finds them; raises as soon as one is not as it should be."""
 
-    def __init__(self, boundary: bytes) -> None:
-        self.parts: dict[str, list[InputFile]] = {name: [] for name in _KINDS}
+    def __init__(self, boundary: bytes, shape: Shape) -> None:
+        self._shape = shape
+        self.parts: dict[str, list[InputFile]] = {name: [] for name in shape.kinds}
         self.complete = False
         self._part: _Part | None = None
         self._header_name = bytearray()
@@ -106,15 +122,16 @@ class _Form:
         field_name = options.get(b"name", b"").decode("utf-8", "replace")
         if disposition != b"form-data" or not field_name:
             raise BadRequestError("A part of the request has no name.", hint=_HINT)
-        if field_name in _IN_ARCHIVE:
+        if field_name in self._shape.in_archive:
             raise NotOfferedError(
                 f"This server takes no part '{field_name}'.",
                 hint="The image of a host's kernel is sent once, as an archive: PUT images/SHA256 (docs/api.md).",
             )
-        kind = _KINDS.get(field_name)
+        kind = self._shape.kinds.get(field_name)
         if kind is None:
             raise InvalidInputError(
-                f"The request has a part '{for_people(field_name, 'part')}', which is none of {', '.join(_KINDS)}.",
+                f"The request has a part '{for_people(field_name, 'part')}', which is none of "
+                f"{', '.join(self._shape.kinds)}.",
                 hint=_HINT,
             )
         number = len(self.parts[field_name]) + 1
@@ -155,18 +172,25 @@ def for_people(name: str, default: str) -> str:
 
 
 async def read_job(request: Request, *, slots: asyncio.Semaphore, seconds: float) -> Job:
-    """The build that a request asks for.
+    """The build that a request asks for. Raises what `read_form` raises."""
+    return _as_job(await read_form(request, _SHAPE, slots=slots, seconds=seconds))
+
+
+async def read_form(
+    request: Request, shape: Shape, *, slots: asyncio.Semaphore, seconds: float
+) -> Mapping[str, Sequence[InputFile]]:
+    """The parts of a form of that shape, by name; every name is there.
 
     ``slots`` bounds how many are read at once, ``seconds`` how long one may take, waiting included. Raises the
     InvalidInputErrors of the upload, and BusyError when no slot came free.
     """
     request.state.unread = True
-    boundary = _check_head(request)
+    boundary = _check_head(request, shape)
     waiting = True
     try:
         async with asyncio.timeout(seconds), slots:
             waiting = False
-            form = await _read(request, boundary)
+            form = await _read(request, boundary, shape)
     except TimeoutError:
         if waiting:
             raise BusyError("Too many uploads are being read.") from None
@@ -174,36 +198,36 @@ async def read_job(request: Request, *, slots: asyncio.Semaphore, seconds: float
             f"The request did not arrive within {seconds:.0f} s.", hint="Try again over a better connection."
         ) from None
     request.state.unread = False
-    return _as_job(form)
+    return form.parts
 
 
-def _check_head(request: Request) -> bytes:
+def _check_head(request: Request, shape: Shape) -> bytes:
     """The boundary of the form. Refuses what can be refused before the first byte of the body."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
         raise UnsupportedMediaTypeError("A build is asked for with a form, 'multipart/form-data'.", hint=_HINT)
     length = request.headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and int(length) > limits.REQUEST_BYTES:
-        raise _too_large()
+    if length.isascii() and length.isdigit() and int(length) > shape.total:
+        raise _too_large(shape)
     return boundary
 
 
-def _too_large() -> InputTooLargeError:
+def _too_large(shape: Shape) -> InputTooLargeError:
     return InputTooLargeError(
-        f"The request has more than {limits.REQUEST_BYTES} bytes.",
+        f"The request has more than {shape.total} bytes.",
         hint="A livepatch is made from a small change; send only the patches that it needs.",
     )
 
 
-async def _read(request: Request, boundary: bytes) -> _Form:
+async def _read(request: Request, boundary: bytes, shape: Shape) -> _Form:
     total = 0
     try:
-        form = _Form(boundary)
+        form = _Form(boundary, shape)
         async for chunk in request.stream():
             total += len(chunk)
-            if total > limits.REQUEST_BYTES:
-                raise _too_large()
+            if total > shape.total:
+                raise _too_large(shape)
             if chunk:
                 form.parser.write(chunk)
         form.parser.finalize()
@@ -214,20 +238,20 @@ async def _read(request: Request, boundary: bytes) -> _Form:
     return form
 
 
-def _as_job(form: _Form) -> Job:
-    if not form.parts["request"]:
+def _as_job(parts: Mapping[str, Sequence[InputFile]]) -> Job:
+    if not parts["request"]:
         raise InvalidInputError("The request has no part 'request'.", hint=_HINT)
-    if not form.parts["patch"]:
+    if not parts["patch"]:
         raise InvalidInputError("The request has no patch.", hint="Send one to 64 parts 'patch'.")
     try:
-        request = BuildRequest.model_validate_json(form.parts["request"][0].data)
+        request = BuildRequest.model_validate_json(parts["request"][0].data)
     except ValidationError as error:
         raise model_error(error, "The part 'request'") from error
-    config, check, symbols = (form.parts[name] for name in ("config", "check", "symbols"))
+    config, check, symbols = (parts[name] for name in ("config", "check", "symbols"))
     return Job(
         request=request,
-        patches=tuple(form.parts["patch"]),
-        base_patches=tuple(form.parts["base_patch"]),
+        patches=tuple(parts["patch"]),
+        base_patches=tuple(parts["base_patch"]),
         config=config[0].data if config else None,
         check=check[0].data if check else None,
         symbols=symbols[0].data if symbols else None,
