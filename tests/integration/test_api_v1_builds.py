@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Generator
-from pathlib import Path
 
 import demo_host
 import httpx2
@@ -79,14 +78,17 @@ def test_a_patch_that_does_not_apply_gives_no_module_and_a_reason(
     assert client.fetch(version).body == NO_MODULE
 
 
-def test_a_configuration_that_is_not_the_kernels_is_refused(client: ClassicClient, config: bytes, version: str) -> None:
-    wrong = config.replace(b"\nCONFIG_PROC_FS=y", b"\n# CONFIG_PROC_FS is not set")
-    answer = client.post(version, STRING, wrong, timeout=300)
-    assert (answer.status, answer.json()["code"]) == (409, "configuration-mismatch")
-
-
-def test_a_kernel_of_a_source_that_this_server_does_not_use(
-    client: ClassicClient, config: bytes, tmp_path: Path
+def test_a_configuration_that_is_not_the_kernels_is_refused(
+    server: demo_host.Server, client: ClassicClient, kernel: PreparedKernel, config: bytes, version: str
 ) -> None:
+    wrong = config.replace(b"\nCONFIG_PROC_FS=y", b"\n# CONFIG_PROC_FS is not set")
+    answer = client.post(kernel.release, STRING, wrong, timeout=300)
+    assert (answer.status, answer.json()["code"]) == (409, "configuration-mismatch")
+    # a version alone is not taken for the published kernel, whose configuration is another
+    answer = ClassicClient(server.port, str(uuid.uuid4())).post(version, STRING, wrong, timeout=300)
+    assert (answer.status, answer.body) == (403, b'{"message":"gentoo-sources not available"}\n')
+
+
+def test_a_kernel_of_a_source_that_this_server_does_not_use(client: ClassicClient, config: bytes) -> None:
     answer = client.post("5.1.6", STRING, config, timeout=300)
     assert (answer.status, answer.body) == (403, b'{"message":"gentoo-sources not available"}\n')

@@ -507,6 +507,16 @@ def test_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
             httpx2.get(f"{server.url}/health")
 
 
+def test_https_with_a_certificate_of_the_servers_own(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", tls_certificate="adhoc") as server:
+        (made,) = (tmp_path / "data/tls").glob("*.pem")
+        assert str(made) in server.log()
+        trusting = ssl.create_default_context(cafile=str(made))
+        assert httpx2.get(f"{server.url}/health", verify=trusting).json()["status"] == "ok"
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{server.url}/health")
+
+
 def test_a_certificate_that_is_none(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     _, key = certificate
     cert = tmp_path / "none.pem"

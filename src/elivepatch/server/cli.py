@@ -55,8 +55,22 @@ class _Lazy(click.Group):
 @click.option("-P", "--port", type=int, metavar="PORT", help="TCP port to listen on; 5000 by default.")
 @click.option("-T", "--threaded", is_flag=True, help="Accepted for compatibility: requests never wait for each other.")
 @click.option("-d", "--debug", is_flag=True, default=None, help="Log everything.")
-@click.option("-C", "--cert", type=click.Path(path_type=Path), metavar="CERT", help="PEM certificate chain, for HTTPS.")
-@click.option("-K", "--key", type=click.Path(path_type=Path), metavar="KEY", help="PEM private key of the certificate.")
+@click.option(
+    "-C",
+    "--cert",
+    "--ssl-cert",
+    type=click.Path(path_type=Path),
+    metavar="CERT",
+    help="PEM certificate chain, for HTTPS; 'adhoc' makes one that nobody vouches for.",
+)
+@click.option(
+    "-K",
+    "--key",
+    "--ssl-key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="PEM private key of the certificate.",
+)
 @click.version_option(installed_version(), prog_name="elivepatch-server")
 @click.pass_context
 def cli(

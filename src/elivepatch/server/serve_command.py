@@ -20,6 +20,7 @@ from elivepatch.errors import InvalidSettingError, UnavailableError
 from elivepatch.server import service
 from elivepatch.server.app import create_app
 from elivepatch.server.jobs.embedded import RUNNER
+from elivepatch.server.self_signed import with_certificate
 from elivepatch.server.settings import Settings, load
 
 #: Seconds that open connections (event streams above all) get when the server is told to end.
@@ -35,7 +36,13 @@ _log = logging.getLogger(__name__)
 @click.option("-H", "--host", metavar="HOST", help="Address to listen on; 127.0.0.1 by default.")
 @click.option("-P", "--port", type=int, metavar="PORT", help="TCP port to listen on; 5000 by default.")
 @click.option("-d", "--debug", is_flag=True, default=None, help="Log everything.")
-@click.option("-C", "--tls-certificate", type=click.Path(path_type=Path), metavar="FILE", help="PEM certificate chain.")
+@click.option(
+    "-C",
+    "--tls-certificate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PEM certificate chain, or 'adhoc': one is made.",
+)
 @click.option("-K", "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="PEM private key.")
 @click.option("--v1/--no-v1", default=None, help="Answer clients of the first version too; off by default.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Database, builds and artifacts.")
@@ -62,6 +69,7 @@ def serve_settings(
 ) -> None:
     """Serve until SIGTERM or SIGINT. ``runner`` is the program of a build and ``key`` gives a request's key."""
     with _listen(settings) as listening, service.opened(settings, runner=runner, key=key) as opened:
+        settings = with_certificate(settings)
         host, port = listening.getsockname()[:2]
         if not _loopback(host):
             _log.warning(

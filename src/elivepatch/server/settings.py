@@ -29,6 +29,8 @@ from elivepatch.workshop import SourcePolicy, Workshop
 
 SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
 PREFIX = "ELIVEPATCH_"
+#: In place of a certificate's file: the server makes one, as ``-C adhoc`` always did.
+ADHOC = Path("adhoc")
 
 _GIB = 1024**3
 
@@ -79,7 +81,9 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, max_length=253, description="address to listen on")
     port: int = Field(default=5000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
-    tls_certificate: Path | None = Field(default=None, description="PEM file of the certificate chain; with it, HTTPS")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file of the certificate chain, or 'adhoc'; with it, HTTPS"
+    )
     tls_key: Path | None = Field(default=None, description="PEM file with the private key of the certificate")
     data: Path = Field(default_factory=default_data, description="database, builds and artifacts")
     cache: Path = Field(default_factory=default_cache, description="downloads, build roots and prepared kernels")
@@ -240,14 +244,20 @@ def _explain(error: pydantic.ValidationError, given: dict[str, Any], file: Path)
 
 def _checked(settings: Settings) -> Settings:
     """What no single value shows. Raises InvalidSettingError."""
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
+    if settings.tls_certificate == ADHOC:
+        if settings.tls_key is not None:
+            raise InvalidSettingError(
+                "Setting 'tls_key' has no meaning with a certificate that the server makes ('adhoc').",
+                hint="Leave it (-K) out, or name a certificate's file (-C).",
+            )
+    elif (settings.tls_certificate is None) != (settings.tls_key is None):
         raise InvalidSettingError(
             "Settings 'tls_certificate' and 'tls_key' go together: only one of them is set.",
             hint="Set both (-C FILE -K FILE), or neither.",
         )
     for name in ("tls_certificate", "tls_key"):
         path: Path | None = getattr(settings, name)
-        if path is not None and not path.is_file():
+        if path not in (None, ADHOC) and not path.is_file():
             raise InvalidSettingError(f"Setting '{name}': there is no file '{path}'.", hint="Name a PEM file.")
     for name in ("data", "cache"):
         directory: Path = getattr(settings, name)
