@@ -13,13 +13,17 @@ from typing import Any
 
 import click
 
+from elivepatch.client.classic import ClassicGroup
+from elivepatch.client.completion_command import completion_command
+from elivepatch.client.dry_run import DryRun
 from elivepatch.client.entry import INTERRUPTED
 from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.image import write_image
+from elivepatch.client.inputs import Wish
 from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
-from elivepatch.client.request import RequestRun, Wish
+from elivepatch.client.request import RequestRun
 from elivepatch.client.settings import Settings, load_settings
 from elivepatch.client.state import check_output, write_whole
 from elivepatch.client.status import host_status, revert, status_lines
@@ -27,7 +31,7 @@ from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedErro
 from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
 
-_FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json"}
+_FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json", "log_output"}
 _File = click.Path(path_type=Path)
 _BUILD_DIRECTORY = "Where the running kernel was built; found by itself below /lib/modules and /usr/src otherwise."
 
@@ -67,10 +71,13 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     settings = load_settings(file=file, environment=os.environ, flags=given, user=host.user)
     output.debug_wanted = settings.debug
+    if settings.log_output:
+        output.log_to(settings.log_output)
     return settings
 
 
 @click.group(
+    cls=ClassicGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done; 2 wrong usage or input; 3 refused; 4 does not fit, or not loaded; 5 boot test failed; "
@@ -111,6 +118,9 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 @click.option("-u", "--url", metavar="URL", help="Address of the build server.")
 @click.option("-d", "--debug", is_flag=True, default=None, help="Show the output of the build too.")
 @click.option(
+    "--log-output", "--log_output", type=_File, metavar="FILE", help="Write all that is told to this file too."
+)
+@click.option(
     "-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )
 @click.option(
@@ -138,6 +148,7 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 )
 @click.option("--build-directory", type=_File, metavar="DIR", help=_BUILD_DIRECTORY)
 @click.option("--no-image", is_flag=True, help="Do not send the image of a self-built kernel; the server builds it.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be sent and loaded; send and change nothing.")
 @click.option("--no-load", is_flag=True, help="Fetch and check the module, do not load it.")
 @click.option("-o", "--output", type=_File, metavar="OUT", help="Write the module to this file too.")
 @click.option(
@@ -170,16 +181,17 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         _refuse_stray_flags(context, flags)
         return
     with _ending_well(output) as warnings:
-        if flags["cve"] or flags["clear"]:
+        settings = _settings(host, output, flags["conf_file"], _shared_flags(flags) | _request_flags(flags))
+        if settings.cve or settings.clear:
             raise NotOfferedError(
                 "The CVE mode (-e, -l) is not part of this version; nothing was done.",
                 hint="Name the patch of the fix with -p.",
             )
-        settings = _settings(host, output, flags["conf_file"], _shared_flags(flags) | _request_flags(flags))
         if not settings.patch:
             raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
         wish = Wish(settings.patch, flags["output"], flags["check"], flags["accept_warnings"], flags["drop_earlier"])
-        outcome = RequestRun(wish, settings, host, output, warnings).run()
+        kind = DryRun if flags["dry_run"] else RequestRun
+        outcome = kind(wish, settings, host, output, warnings).run()
         output.data(outcome.dump())
         report = outcome.build.report if outcome.build else None
         if outcome.error:
@@ -198,7 +210,8 @@ def _refuse_stray_flags(context: click.Context, flags: dict[str, Any]) -> None:
 
 
 def _shared_flags(flags: dict[str, Any]) -> dict[str, object]:
-    return {"url": flags["url"], "debug": flags["debug"], "transition_timeout": flags["timeout"]}
+    names = {"url": "url", "debug": "debug", "transition_timeout": "timeout", "log_output": "log_output"}
+    return {setting: flags[flag] for setting, flag in names.items()}
 
 
 def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
@@ -215,6 +228,8 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
         "send_image": False if flags["no_image"] else None,
         "load": False if flags["no_load"] else None,
         "verify": False if flags["no_verify"] else None,
+        "cve": flags["cve"] or None,
+        "clear": flags["clear"] or None,
     }
 
 
@@ -231,6 +246,8 @@ def _summary(outcome: Outcome) -> str:
         for lost in outcome.dropped:
             more += f"; {lost.name} is gone with {', '.join(lost.patches) or 'its effects'}"
         return f"{name} is loaded, its transition took {outcome.transition_seconds:.1f} s{where}{more}"
+    if outcome.status == "dry-run":
+        return "dry run: nothing was sent, and nothing was changed"
     if outcome.status == "present":
         return f"{name} is already loaded{where}"
     return f"{name} for {outcome.kernel} is fetched and checked, not loaded{where}"
@@ -313,6 +330,9 @@ def revert_command(context: click.Context, name: str, timeout: float | None, as_
         if done.replaced:
             text += f", without {', '.join(done.patches)}; what it had replaced ({', '.join(done.replaced)}) stays gone"
         output.result(text)
+
+
+cli.add_command(completion_command)
 
 
 def main() -> None:

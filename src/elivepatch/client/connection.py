@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 import httpx2
 from pydantic import TypeAdapter, ValidationError
@@ -31,7 +31,7 @@ from elivepatch.errors import (
 )
 from elivepatch.progress import Event, Sink
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import Build, BuildRequest, ModuleReport, Problem
+from elivepatch.protocol.models import Answer, Build, BuildRequest, ModuleReport, Problem
 from elivepatch.version import installed_version
 
 _API = "/elivepatch/api/v2"
@@ -44,6 +44,7 @@ _CHUNK_BYTES = 256 * 1024
 _BUILD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _HINT = "Check that elivepatch-server runs there, and the address (-u URL, ELIVEPATCH_URL, or url in client.toml)."
 
+_Model = TypeVar("_Model", bound=Answer)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -189,13 +190,17 @@ class Connection:
 
     def build(self, build_id: str) -> Build:
         """The state of a build."""
-        with self._stream("GET", f"/builds/{build_id}") as response:
+        return self.get(f"/builds/{build_id}", Build)
+
+    def get(self, path: str, model: type[_Model]) -> _Model:
+        """What the server says at a path of the API. Raises UnavailableError, and whatever else the server answers."""
+        with self._stream("GET", path) as response:
             body = self._body(response)
         try:
-            return Build.model_validate_json(body)
+            return model.model_validate_json(body)
         except ValidationError as error:
             raise ServerUnavailableError(
-                f"{self.url} describes the build in a way that is not understood: {error.errors()[0]['msg']}.",
+                f"{self.url} answers in a way that is not understood: {error.errors()[0]['msg']}.",
                 hint="Server and client should be of the same version.",
             ) from error
 

@@ -18,6 +18,17 @@ _PATCH_LINE = re.compile(rb"(?m)^(?:diff |--- |\*\*\* |Index: )")
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What the command line asks for, beside the settings."""
+
+    patches: tuple[Path, ...]
+    output: Path | None = None
+    check: Path | None = None
+    accept_warnings: bool = False
+    drop_earlier: bool = False
+
+
+@dataclass(frozen=True)
 class InputFile:
     """A file to send. ``name`` is its last part, for people."""
 

@@ -47,17 +47,40 @@ class DroppedLivepatch(Model):
     functions: tuple[str, ...] = ()
 
 
+class SentFile(Model):
+    """A file that would be sent. ``size`` is bytes, ``part`` what it is in the request."""
+
+    part: str
+    name: str
+    size: int
+    sha256: str
+
+
+class DryRunReport(Model):
+    """What a request would have done.
+
+    ``load``: whether the module would be loaded; ``prepared``: whether the server has this kernel at hand; ``image``:
+    the directory that the kernel's image would be sent from.
+    """
+
+    url: str
+    load: bool
+    prepared: bool
+    files: tuple[SentFile, ...] = ()
+    image: str | None = None
+
+
 class Outcome(Model):
     """How a request ended.
 
-    ``status``: loaded; present (the kernel held it already); stored (not to be loaded); refused, failed or cancelled
-    (so the build ended); error (the client could not go on). ``taint`` holds the letters that came with the load and
-    that a livepatch does not explain. ``transition_seconds`` is seconds. ``patches`` are those that the module
-    contains, in order; ``replaced`` are the livepatches that it took the place of, ``dropped`` those of them whose
-    effects it does not bring along.
+    ``status``: loaded; present (the kernel held it already); stored (not to be loaded); dry-run (nothing was done);
+    refused, failed or cancelled (so the build ended); error (the client could not go on). ``taint`` holds the letters
+    that came with the load and that a livepatch does not explain. ``transition_seconds`` is seconds. ``patches`` are
+    those that the module contains, in order; ``replaced`` are the livepatches that it took the place of, ``dropped``
+    those of them whose effects it does not bring along.
     """
 
-    status: Literal["loaded", "present", "stored", "refused", "failed", "cancelled", "error"]
+    status: Literal["loaded", "present", "stored", "dry-run", "refused", "failed", "cancelled", "error"]
     exit_status: int
     kernel: str | None = None
     build: Build | None = None
@@ -67,6 +90,7 @@ class Outcome(Model):
     dropped: tuple[DroppedLivepatch, ...] = ()
     transition_seconds: float | None = None
     taint: str | None = None
+    dry_run: DryRunReport | None = None
     error: Failure | None = None
     warnings: tuple[str, ...] = ()
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
+import time
 from collections.abc import Generator, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from elivepatch.errors import Diagnosis, ElivepatchError
+from elivepatch.errors import Diagnosis, ElivepatchError, InvalidSettingError
 from elivepatch.progress import Event
 
 if TYPE_CHECKING:
@@ -46,6 +49,14 @@ def _plain(text: str) -> str:
     return escape(printable(text).replace("\n", " "))
 
 
+def _append(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, text.encode("utf-8", "replace"))
+    finally:
+        os.close(descriptor)
+
+
 def finding_text(finding: Diagnosis) -> str:
     """A finding about the input on one line: severity, rule, place, reason."""
     place = ":".join(str(part) for part in (finding.file, finding.line) if part is not None)
@@ -61,6 +72,26 @@ class Output:
         self.as_json = as_json
         self._terminal = _terminal()
         self._status: Status | None = None
+        self._log: Path | None = None
+
+    def log_to(self, path: Path) -> None:
+        """Write what is told to a file too, a plain line with the time for each. Raises InvalidSettingError.
+
+        Only its owner can read a file that is made for it; a link is not followed.
+        """
+        try:
+            _append(path, "")
+        except OSError as error:
+            raise InvalidSettingError(
+                f"The log {path} cannot be written: {error.strerror}.", hint="Name another file (log_output)."
+            ) from error
+        self._log = path
+
+    def _note(self, text: str) -> None:
+        if self._log is not None:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            with contextlib.suppress(OSError):  # a full disk is no reason to leave a load half done
+                _append(self._log, "".join(f"{now} {line}\n" for line in printable(text).splitlines()))
 
     @contextlib.contextmanager
     def working(self, what: str) -> Generator[None]:
@@ -76,6 +107,7 @@ class Output:
 
     def line(self, text: str, *, style: str = "") -> None:
         """A line about what is done."""
+        self._note(text)
         if self._terminal:
             self._terminal.print(printable(text), style=style, markup=False, emoji=False, soft_wrap=True)
         else:
@@ -96,6 +128,7 @@ class Output:
         if event.kind == "log":
             self.debug(f"    {event.message}")
         elif event.kind == "step" and self._status is not None and not self.debug_wanted:
+            self._note(f"server: {message}")
             self._status.update(_plain(message))
         else:
             self.line(f"server: {message}")
@@ -139,6 +172,7 @@ class Output:
 
     def result(self, text: str) -> None:
         """The outcome in words, on stdout; not where JSON was asked for."""
+        self._note(text)
         if not self.as_json:
             click.echo(printable(text))
 

@@ -18,11 +18,12 @@ from elivepatch.client.acceptance import (
 )
 from elivepatch.client.asking import Asking
 from elivepatch.client.base_patches import base_patches
+from elivepatch.client.classic import names_running
 from elivepatch.client.connection import Connection, is_protected
 from elivepatch.client.facts import check_source, host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.image import HostImage, is_wanted
-from elivepatch.client.inputs import InputFile, Inputs, read_file, read_patches
+from elivepatch.client.inputs import InputFile, Inputs, Wish, read_file, read_patches
 from elivepatch.client.journal import Entry, Input, Journal, Record, StepName, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep
 from elivepatch.client.outcome import ModuleOnHost, Outcome, refusal
@@ -42,17 +43,6 @@ from elivepatch.protocol import limits
 from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, Report
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What the command line asks for, beside the settings."""
-
-    patches: tuple[Path, ...]
-    output: Path | None = None
-    check: Path | None = None
-    accept_warnings: bool = False
-    drop_earlier: bool = False
-
-
 @dataclass
 class RequestRun:
     """One request, from the facts of the host to the outcome."""
@@ -67,31 +57,12 @@ class RequestRun:
 
     def run(self) -> Outcome:
         """Do it. Raises any ElivepatchError of the client's side; how a build ended is in the outcome."""
-        kernel = running_kernel(self.host.root)
-        target = self.settings.kernel_version or kernel.release
+        kernel, target, load, state = self.prepare()
         running = target == kernel.release
-        load = self.settings.load and running
-        if self.settings.load and not running:
-            self._warn(f"{target} is not the running kernel ({kernel.release}): its module will not be loaded.")
-        if load:
-            for text in check_can_load(kernel, self.host.user):
-                self._warn(text)
-        if self.wish.output:
-            check_output(self.wish.output)
-        state = StateDirectory(self.settings.state_dir, self.host.user)
-        named = read_patches(self.wish.patches)
-        self.plan = (
-            make_plan(named, kernel, state, drop=self.wish.drop_earlier)
-            if running
-            else Plan(tuple(PlannedPatch.of(file) for file in named))
-        )
-        self._tell_plan()
         if self.plan.present:
             return self._present(self.plan.present, kernel)
-        inputs = self._read_inputs(target, kernel if running else None)
-        request = self._request(target, kernel if running else None)
-        if not is_protected(self.settings.url):
-            self._warn(f"{self.settings.url} is plain HTTP: whoever is on the way can change what is loaded here.")
+        inputs = self.read_inputs(target, kernel if running else None)
+        request = self.request(target, kernel if running else None)
         if load or self.wish.output is None:
             self._begin(state, kernel, target, inputs)
             self._step("requested", kernel)
@@ -113,6 +84,34 @@ class RequestRun:
             raise
 
     # -- before
+
+    def prepare(self) -> tuple[RunningKernel, str, bool, StateDirectory]:
+        """Make the plan. Gives the running kernel, the release to build for, whether to load, and the state."""
+        kernel = running_kernel(self.host.root)
+        asked = self.settings.kernel_version or kernel.release
+        target = kernel.release if names_running(asked, kernel) else asked
+        if target != asked:
+            self.output.line(f"{asked} is the version of the running kernel, {target}")
+        running = target == kernel.release
+        load = self.settings.load and running
+        if self.settings.load and not running:
+            self._warn(f"{target} is not the running kernel ({kernel.release}): its module will not be loaded.")
+        if load:
+            for text in check_can_load(kernel, self.host.user):
+                self._warn(text)
+        if self.wish.output:
+            check_output(self.wish.output)
+        state = StateDirectory(self.settings.state_dir, self.host.user)
+        named = read_patches(self.wish.patches)
+        self.plan = (
+            make_plan(named, kernel, state, drop=self.wish.drop_earlier)
+            if running
+            else Plan(tuple(PlannedPatch.of(file) for file in named))
+        )
+        self._tell_plan()
+        if not self.plan.present and not is_protected(self.settings.url):
+            self._warn(f"{self.settings.url} is plain HTTP: whoever is on the way can change what is loaded here.")
+        return kernel, target, load, state
 
     def _tell_plan(self) -> None:
         """What the module will contain beside what was named, and what will be lost: before anything is sent."""
@@ -142,7 +141,8 @@ class RequestRun:
             warnings=tuple(self.warnings),
         )
 
-    def _read_inputs(self, target: str, kernel: RunningKernel | None) -> Inputs:
+    def read_inputs(self, target: str, kernel: RunningKernel | None) -> Inputs:
+        """The files to send; ``kernel`` is the running one, if it is the one to build for. Raises InvalidInputError."""
         running = kernel is not None
         found = find_configuration(
             target,
@@ -177,7 +177,8 @@ class RequestRun:
             check=read_file(check, "check script", limits.CHECK_BYTES) if check else None,
         )
 
-    def _request(self, target: str, kernel: RunningKernel | None) -> BuildRequest:
+    def request(self, target: str, kernel: RunningKernel | None) -> BuildRequest:
+        """What is asked for. Raises InvalidInputError for what cannot be the name of a kernel."""
         source = self.settings.kernel_source if kernel else None
         if source:
             check_source(source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from elivepatch.client.classic import is_defaults, read_defaults
 from elivepatch.client.connection import check_url
 from elivepatch.client.state import DEFAULT_STATE, require_trusted
 from elivepatch.errors import InvalidSettingError
@@ -21,8 +21,6 @@ CONFIG_FILE = Path("/etc/elivepatch/client.toml")
 DEFAULT_URL = "http://127.0.0.1:5000"
 _FILE_BYTES = 64 * 1024
 _PREFIX = "ELIVEPATCH_"
-#: What the classic file with its section [Defaults] may set.
-_CLASSIC_KEYS = {"url", "config", "kernel_version", "patch", "debug"}
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
@@ -59,6 +57,9 @@ class Settings(BaseModel):
     state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
     ca_certificate: Path | None = Field(default=None, description="certificates to trust in place of the host's")
     debug: bool = Field(default=False, description="whether the output of the build is shown")
+    log_output: Path | None = Field(default=None, description="file that all that is told is written to as well")
+    cve: bool = Field(default=False, description="CVE mode: not part of this version")
+    clear: bool = Field(default=False, description="whether the data of the CVE mode is cleared: not in this version")
 
 
 def load_settings(
@@ -122,24 +123,11 @@ def _from_file(file: Path | None, default: Path, user: int) -> tuple[str, dict[s
         )
     try:
         text = data.decode()
-        if re.search(r"(?m)^\s*\[Defaults\]\s*$", text):
-            return str(path), _classic(text)
+        if is_defaults(text):
+            return str(path), read_defaults(text)
         return str(path), dict(tomllib.loads(text))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, configparser.Error) as error:
         raise InvalidSettingError(
             f"The settings {path} cannot be understood: {' '.join(str(error).split())}.",
             hint='They are TOML, for instance: url = "http://build.example:5000"',
         ) from error
-
-
-def _classic(text: str) -> dict[str, object]:
-    """The classic file: INI, everything in the section [Defaults]."""
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read_string(text)
-    found: dict[str, object] = {}
-    for key, value in parser["Defaults"].items():
-        if key not in _CLASSIC_KEYS:
-            raise configparser.Error(f"'{key}' is none of {', '.join(sorted(_CLASSIC_KEYS))}")
-        if value:
-            found[key] = value
-    return found

@@ -247,6 +247,12 @@ class KernelEntry(Answer):
     last_used: float
 
 
+class Kernels(Answer):
+    """The prepared kernels that the server has at hand."""
+
+    kernels: tuple[KernelEntry, ...]
+
+
 class Health(Answer):
     """Whether the server can build."""
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from elivepatch.errors import NotFoundError
-from elivepatch.protocol.models import Build, BuildPage, BuildRequest, BuildStatus, Health, KernelEntry, Model, Problem
+from elivepatch.protocol.models import Build, BuildPage, BuildRequest, BuildStatus, Health, Kernels, Model, Problem
 from elivepatch.server.events import EventStreams, text_log
 from elivepatch.server.images import take_image
 from elivepatch.server.metrics import Metrics
@@ -60,12 +60,6 @@ _EVENT = {
         },
     }
 }
-
-
-class Kernels(Model):
-    """The prepared kernels that the server has at hand."""
-
-    kernels: tuple[KernelEntry, ...]
 
 
 def _check_digest(sha256: str) -> None:

@@ -22,6 +22,7 @@ from elivepatch.version import installed_version
 #: Subcommands: where each lives, as module and name.
 _COMMANDS = {
     "build": ("elivepatch.server.build_command", "build"),
+    "completion": ("elivepatch.server.completion_command", "completion_command"),
     "gc": ("elivepatch.server.admin_commands", "gc"),
     "kernel": ("elivepatch.server.admin_commands", "kernel"),
     "proof": ("elivepatch.server.proof_command", "proof"),
