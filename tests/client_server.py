@@ -69,8 +69,8 @@ class Server:
     ``events`` are sent one by one; ``break_after`` says, for each connection in turn, after how many of them it is cut.
     ``module_bytes`` says, for each download in turn, how many bytes are sent before it is cut. ``problem`` answers the
     request for a build, ``down`` is how many requests for the build are answered with 502. ``images`` are the digests
-    of those that it has, ``image_problems`` answer the images that are sent, in turn. ``reports`` are those of the
-    builds in turn, before ``report``.
+    of those that it has, ``kernels`` what it has prepared, ``image_problems`` answer the images that are sent, in turn.
+    ``reports`` are those of the builds in turn, before ``report``.
     """
 
     module: bytes = field(default_factory=elf_module)
@@ -89,6 +89,7 @@ class Server:
     problem: tuple[int, dict[str, Any] | bytes] | None = None
     redirect: str | None = None
     images: set[str] = field(default_factory=set[str])
+    kernels: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     image_problems: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     down: int = 0
@@ -151,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._events()
         elif self.path == f"{BASE}/builds/b-1/module":
             self._module()
+        elif self.path == f"{BASE}/kernels":
+            self._json(200, {"kernels": self.script.kernels}, {})
         elif self.path.startswith(f"{BASE}/images/"):
             if self._digest() in self.script.images:
                 self._answer(204, b"", {})
