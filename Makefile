@@ -16,7 +16,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-unit test-guest test-slow bench bench-kernels survey requirements clean clean-cache
+.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels survey requirements clean clean-cache
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ $(STAMP): scripts/setup.sh pyproject.toml requirements/dev.txt
 
 demo: setup ## a guest with a stock Debian kernel asks this machine's server for a livepatch and loads it
 	$(BIN)/python scripts/demo.py
+
+man: setup ## the manual pages of both programs, in dist-build/man
+	$(BIN)/python scripts/man_pages.py dist-build/man
 
 check: setup ## style, types, layers
 	$(BIN)/ruff check .
