@@ -20,7 +20,7 @@ from build_support import Builder
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.kernel.release import Release, parse_release
 from elivepatch.progress import Event, Progress
-from elivepatch.workshop import Workshop, newest_kernel
+from elivepatch.workshop import Workshop, find_kernel, newest_kernel
 
 _SUITE = "trixie"
 
@@ -75,11 +75,7 @@ def release(workshop: Workshop, progress: Progress) -> Release:
 @pytest.fixture(scope="session")
 def kernel(workshop: Workshop, release: Release, progress: Progress) -> Generator[PreparedKernel]:
     """That kernel, prepared, and held so that nothing removes it."""
-    root = workshop.roots.get(_SUITE)
-    source = workshop.source(root)
-    files = source.find(release, progress)
-    if files is None:
-        pytest.fail(f"{release} is not offered; ELIVEPATCH_TEST_KERNEL can name another kernel")
+    files, root, source = find_kernel(release, workshop, progress)
     with workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress) as (kernel, _):
         yield kernel
 

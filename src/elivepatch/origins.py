@@ -62,7 +62,7 @@ def find_tree(
                 raise _not_allowed(f"the directory {reference.path}", "directories")
             return directory_tree(path, progress)
         case DebianReference():
-            suites = [workshop.source(root) for root in workshop.roots.installed()]
+            suites = [one for root in workshop.roots.installed() for one in workshop.kernel_sources(root)]
             return debian_tree(reference, suites, progress)
         case GentooReference():
             package = KernelPackage(reference.package, reference.version, reference.revision)

@@ -80,6 +80,16 @@ class Workshop:
         etc = root.path / "etc/apt"
         return DebianSource(AptConfiguration(root.name, etc / "sources.list", etc / "trusted.gpg.d"), self.cache)
 
+    def kernel_sources(self, root: Root) -> list[DebianSource]:
+        """All that offers kernels which a root's compiler built: its suite, and the backports of that, asked last."""
+        spec = self.roots.spec(root.name)
+        if not spec.backports:
+            return [self.source(root)]
+        etc = root.path / "etc/apt"
+        name = f"{root.name}-backports"
+        backports = AptConfiguration(name, etc / "sources.list", etc / "trusted.gpg.d", root.name, spec.suite)
+        return [self.source(root), DebianSource(backports, self.cache)]
+
 
 def find_kernel(release: Release, workshop: Workshop, progress: Progress) -> tuple[KernelFiles, Root, KernelSource]:
     """The kernel's files, the root of its compiler and where they come from; asks the likely suite first.
@@ -92,11 +102,11 @@ def find_kernel(release: Release, workshop: Workshop, progress: Progress) -> tup
     offered: list[Release] = []
     for suite in dict.fromkeys(suites):
         root = workshop.roots.ensure(suite, progress)
-        source = workshop.source(root)
-        files = source.find(release, progress)
-        if files is not None:
-            return files, root, source
-        offered += source.offered(progress)
+        for source in workshop.kernel_sources(root):
+            files = source.find(release, progress)
+            if files is not None:
+                return files, root, source
+            offered += source.offered(progress)
     names = ", ".join(str(known) for known in sorted(set(offered), reverse=True))
     raise KernelUnavailableError(
         f"{release} is not offered by any configured source. Offered are: {names or 'none'}.",

@@ -103,16 +103,16 @@ def image(files: KernelFiles, work: Path, root: Root, progress: Progress) -> str
     with TemporaryDirectory(prefix=".deb.", dir=work) as scratch:
         for package in files.images:
             run(["dpkg-deb", "--extract", files.path(package), scratch], timeout=600)
-        booted = sorted(Path(scratch).glob("boot/vmlinuz-*"))
         modules = [path for path in Path(scratch).glob("*/lib/modules/*") if (path / "kernel").is_dir()]
         modules += [path for path in Path(scratch).glob("lib/modules/*") if (path / "kernel").is_dir()]
-        if len(booted) != 1 or len(modules) != 1:
-            raise KernelUnavailableError(f"{files.images[0].file} does not hold what Debian's packages hold.")
-        booted[0].rename(target / "vmlinuz")
-        configs = sorted(Path(scratch).glob("boot/config-*"))
-        if len(configs) != 1:
-            raise KernelUnavailableError(f"{files.images[0].file} holds no configuration.")
-        configs[0].rename(target / "config")
+        if len(modules) != 1:
+            raise KernelUnavailableError(f"{files.images[-1].file} does not hold what Debian's packages hold.")
+        for name in ("vmlinuz", "config"):
+            # up to 6.x in /boot; later beside the modules, from where a hook of the package copies them
+            found = [*Path(scratch).glob(f"boot/{name}-*"), *modules[0].glob(name)]
+            if len(found) != 1:
+                raise KernelUnavailableError(f"{files.images[0].file} and what belongs to it hold no {name}.")
+            found[0].rename(target / name)
         modules[0].rename(work / "modules")
     with TemporaryDirectory(prefix=".deb.", dir=work) as scratch:
         Path(scratch).chmod(0o755)
@@ -172,7 +172,7 @@ def _debug_files(archive: Path, target: Path, symbols: Path) -> str:
             if not member.isreg():
                 continue
             name = Path(member.name).name
-            if name.startswith("vmlinux-"):
+            if name == "vmlinux" or name.startswith("vmlinux-"):
                 with tar.extractfile(member) or _missing(name) as data, (target / "vmlinux.debug").open("wb") as out:
                     shutil.copyfileobj(data, out, 1024 * 1024)
                 vmlinux = name

@@ -310,8 +310,7 @@ def _needed_packages(workshop: Workshop) -> set[str]:
     """The files that the prepared kernels were made of, as far as the sources remember."""
     releases = {parse_release(str(one["release"])) for one in list_kernels(workshop.kernels.store)}
     needed: set[str] = set()
-    for one in workshop.roots.installed():
-        source = workshop.source(one)
+    for source in (source for root in workshop.roots.installed() for source in workshop.kernel_sources(root)):
         for release in releases:
             files = source.remembered(release)
             if files is not None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from elivepatch.errors import DiskFullError, DownloadFailedError, KernelUnavailableError
+from elivepatch.errors import DiskFullError, DownloadFailedError, InvalidSettingError, KernelUnavailableError
 from elivepatch.kernel.release import Release, parse_release
 from elivepatch.process import ProgramError, find_program, run
 from elivepatch.progress import Progress
@@ -37,12 +37,16 @@ _URI_LINE = re.compile(
 class AptConfiguration:
     """Which packages apt sees: ``sources_list`` is the file with the archives, ``trusted`` the directory of their keys.
 
-    For a build root both are its own; None stands for those of this machine.
+    For a build root both are its own; None stands for those of this machine. ``toolchain`` is the root whose compiler
+    built what is offered, if it is not called by the same name. With ``backports_of``, the name of a suite, apt sees
+    that suite's backports alone, from where ``sources_list`` has the suite: a root installs nothing from there.
     """
 
     name: str
     sources_list: Path | None = None
     trusted: Path | None = None
+    toolchain: str | None = None
+    backports_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class _Names:
     headers: str
     source: str
     kbuilds: tuple[str, str]
-    split: tuple[str, str]
+    split: tuple[str, ...]
 
     @classmethod
     def of(cls, release: Release) -> _Names:
@@ -68,7 +72,7 @@ class _Names:
             f"linux-headers-{release}",
             f"linux-source-{release.series}",
             (f"linux-kbuild-{abi}", f"linux-kbuild-{release.series}"),
-            (f"linux-binary-{release}", f"linux-modules-{release}"),
+            (f"linux-base-{release}", f"linux-binary-{release}", f"linux-modules-{release}"),
         )
 
     def needed(self) -> list[str]:
@@ -86,6 +90,24 @@ class _Names:
         return None
 
 
+def backports_list(sources: str, suite: str) -> str:
+    """The sources.list of a suite's backports, from that of the suite (sources.list(5), one line each).
+
+    Raises InvalidSettingError where that does not name the suite.
+    """
+    lines = [
+        f"{match['before']}{suite}-backports{match['after']}\n"
+        for line in sources.splitlines()
+        if (match := re.fullmatch(rf"(?P<before>deb (?:\[[^]]*\] )?\S+ ){re.escape(suite)}(?P<after> .+)", line))
+    ]
+    if not lines:
+        raise InvalidSettingError(
+            f"No line of the apt configuration names the suite '{suite}', so its backports cannot be found.",
+            hint="Make the build root again, or give it a mirror that has the suite.",
+        )
+    return "".join(lines)
+
+
 class DebianSource:
     """Kernels of one Debian suite, seen through an apt configuration; packages and lists are kept below ``cache``."""
 
@@ -93,6 +115,11 @@ class DebianSource:
         self._configuration = configuration
         self._state = cache / "apt" / configuration.name
         self._packages = cache / "packages"
+
+    @property
+    def backports(self) -> bool:
+        """Whether it is a suite's backports: asked last, a mirror need not have them."""
+        return self._configuration.backports_of is not None
 
     # -- the interface of a source
 
@@ -190,13 +217,26 @@ class DebianSource:
             "Acquire::Retries": "3",
         }
         if self._configuration.sources_list is not None:
-            options["Dir::Etc::SourceList"] = self._configuration.sources_list
+            options["Dir::Etc::SourceList"] = self._sources_list(self._configuration.sources_list)
             options["Dir::Etc::SourceParts"] = "-"
         if self._configuration.trusted is not None:
             options["Dir::Etc::TrustedParts"] = self._configuration.trusted
         for directory in ("lists/partial", "cache/archives/partial"):
             (self._state / directory).mkdir(parents=True, exist_ok=True)
         return [program, *(f"-o{name}={value}" for name, value in options.items()), *words]
+
+    def _sources_list(self, given: Path) -> Path:
+        suite = self._configuration.backports_of
+        if suite is None:
+            return given
+        text = backports_list(given.read_text(), suite)
+        made = self._state / "sources.list"
+        if not made.exists() or made.read_text() != text:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            aside = made.with_suffix(f".{os.getpid()}.part")
+            aside.write_text(text)
+            aside.replace(made)
+        return made
 
     def _lists_age(self) -> float:
         stamp = self._state / "updated"
@@ -241,7 +281,7 @@ class DebianSource:
         return KernelFiles(
             release=release,
             origin=f"debian:linux {version} ({self._configuration.name})",
-            toolchain=self._configuration.name,
+            toolchain=self._configuration.toolchain or self._configuration.name,
             directory=self._packages,
             images=[found[name] for name in images],
             debug=found[f"{image}-dbg"],

@@ -26,7 +26,9 @@ def debian_tree(reference: DebianReference, suites: Sequence[DebianSource], prog
     """
     exactly = None if reference.version == reference.series else reference.version
     best: tuple[str, Package, DebianSource] | None = None
-    for suite in suites:
+    for suite in sorted(suites, key=lambda suite: suite.backports):
+        if suite.backports and best is not None:
+            break
         found = suite.linux_source(reference.series, progress, version=exactly)
         if found is not None and (best is None or _newer(found[0], best[0])):
             best = (*found, suite)

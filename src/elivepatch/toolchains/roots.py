@@ -33,7 +33,7 @@ from elivepatch.progress import Progress
 from elivepatch.toolchains.sandbox import Sandbox
 
 #: Raised when what a root holds changes, so that roots made before are made again.
-_FORMAT = 2
+_FORMAT = 3
 #: Ids that a build user is given in examples: far above those that adduser hands out by itself.
 _SUBORDINATE = "10000000-10065535"
 #: What every root has, beside its compiler.
@@ -50,6 +50,7 @@ COMMON_PACKAGES = (
     "libc6-dev",
     "libelf-dev",
     "libssl-dev",
+    "libxxhash-dev",
     "lz4",
     "make",
     "openssl",
@@ -66,18 +67,20 @@ COMMON_PACKAGES = (
 class RootSpec:
     """What a root is made from; ``kpatch`` says whether the suite has kpatch's tools.
 
-    ``mirror`` is where it is made from, if not from the suite's own archive.
+    ``mirror`` is where it is made from, if not from the suite's own archive. ``backports`` says whether kernels of the
+    suite's backports are built with it; the root itself holds nothing of them.
     """
 
     suite: str
     packages: tuple[str, ...]
     kpatch: bool = False
     mirror: str | None = None
+    backports: bool = False
 
 
 SPECS = {
     "bookworm": RootSpec("bookworm", (*COMMON_PACKAGES, "gcc-12"), kpatch=False),
-    "trixie": RootSpec("trixie", (*COMMON_PACKAGES, "gcc-14"), kpatch=True),
+    "trixie": RootSpec("trixie", (*COMMON_PACKAGES, "gcc-14"), kpatch=True, backports=True),
 }
 
 
