@@ -17,7 +17,10 @@ from pathlib import Path
 
 from elivepatch.build import objects as lookup
 from elivepatch.build.compiler import CompiledObject, Compiler
+from elivepatch.build.engines.choose import choose_engine
 from elivepatch.build.engines.engine import DiffObject, Engine
+from elivepatch.build.engines.klp import KlpEngine
+from elivepatch.build.engines.klp_tools import FORMAT as KLP_FORMAT
 from elivepatch.build.engines.kpatch import KpatchEngine
 from elivepatch.build.image import HostImage
 from elivepatch.build.level import image_level
@@ -50,6 +53,7 @@ from elivepatch.protocol.models import (
     BuildStatus,
     CacheReport,
     ChangedFunction,
+    EngineName,
     EngineReport,
     HostFacts,
     KernelReport,
@@ -111,6 +115,8 @@ def request_key(job: Job, workshop: Workshop) -> str:
         "config": _digest(job.config),
         "check": _digest(job.check),
         "symbols": _digest(job.symbols),
+        "engine": request.engine,
+        "klp": KLP_FORMAT,  # kpatch's version is a part of its root's digest
         "roots": {root.name: root.digest for root in workshop.roots.installed()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -237,7 +243,7 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
             )
             level = image_level(kernel, job.request, job.symbols)
             _check_configuration(job, kernel)
-            engine: Engine = KpatchEngine(kernel, workshop.roots.ensure(TOOLS_ROOT, progress))
+            engine = _engine(kernel, job.request.engine, work, workshop, progress)
             state.engine = EngineReport(name=engine.name, version=engine.version)
             _build(job, kernel, level, was_there, engine, workshop, work, output, progress, state)
             if job.request.verify and state.module is not None:
@@ -247,6 +253,16 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
         if log.exists():
             shutil.copyfile(log, output / "boot-test.log")
         remove_tree(work)
+
+
+def _engine(
+    kernel: PreparedKernel, forced: EngineName | None, work: Path, workshop: Workshop, progress: Progress
+) -> Engine:
+    """The engine for a kernel, with its tools; raises ToolUnavailableError."""
+    if choose_engine(kernel, forced) == "klp":
+        with progress.timed("prepare"):
+            return KlpEngine(kernel, work / "klp")
+    return KpatchEngine(kernel, workshop.roots.ensure(TOOLS_ROOT, progress))
 
 
 def _check_cache(cache: Path) -> None:

@@ -23,7 +23,7 @@ from elivepatch.build.diagnose import (
     differ_error,
     link_error,
 )
-from elivepatch.build.rules import KERNEL_RULES
+from elivepatch.build.rules import KERNEL_RULES, KLP_RULES
 from elivepatch.errors import (
     CannotLivepatchError,
     Diagnosis,
@@ -541,7 +541,7 @@ def test_every_rule_is_one_that_some_output_leads_to() -> None:
     seen |= {rule for expected in COMPILER.values() for rule, *_ in expected}
     for _, output in samples("link.txt").values():
         seen |= {found.rule for found in diagnose_link(output)}
-    assert set(RULES) - set(KERNEL_RULES) - seen == {
+    assert set(RULES) - set(KERNEL_RULES) - set(KLP_RULES) - seen == {
         "tool-crashed",
         "tool-unknown-message",
         "compiler-crashed",

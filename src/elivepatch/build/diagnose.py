@@ -32,6 +32,7 @@ __all__ = [
     "diagnose_link",
     "differ_error",
     "link_error",
+    "signal_name",
 ]
 
 #: kpatch-build/kpatch.h: the exit status for a file without a functional change.
@@ -59,7 +60,7 @@ def diagnose_differ(output: str, returncode: int, *, source: str) -> tuple[Diagn
     signal; ``source`` is the path in the kernel tree. With exit status 0 and 3 there are only warnings and notes,
     otherwise at least one error.
     """
-    if name := _signal(returncode):
+    if name := signal_name(returncode):
         return (finding("tool-crashed", f"create-diff-object was ended by {name}.", file=source),)
     found = _read(output.splitlines(), source)
     if returncode == 0:
@@ -98,7 +99,7 @@ def link_error(output: str, returncode: int) -> ElivepatchError:
     CannotLivepatchError where the patch is the reason, otherwise as differ_error().
     """
     what = f"The livepatch module was not linked (exit status {returncode})"
-    if name := _signal(returncode):
+    if name := signal_name(returncode):
         return _error((finding("tool-crashed", f"A linking tool was ended by {name}."),), what, output)
     own = [line for line in output.splitlines() if line.startswith(("create-klp-module: ", "Usage: create-"))]
     found = (*diagnose_link(output), *_read(own, None))
@@ -178,7 +179,7 @@ def _soften(found: Iterable[Diagnosis]) -> Iterable[Diagnosis]:
     return (dataclasses.replace(each, severity="warning") if each.severity == "error" else each for each in found)
 
 
-def _signal(returncode: int) -> str | None:
+def signal_name(returncode: int) -> str | None:
     """The name of the signal that ended a program, seen directly or through a sandbox's exit status (128 + n)."""
     number = -returncode if returncode < 0 else returncode - 128
     if number <= 0 or number >= signal.NSIG:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -27,6 +28,7 @@ from elivepatch.kernel.elf import (
     STB_WEAK,
     STT_FUNC,
     ElfImage,
+    FileGroup,
     Relocation,
     Symbol,
     file_groups,
@@ -88,9 +90,23 @@ class Prover:
                 found = self._in_module(functions, file, parent)
             return ObjectProof(path, parent, found)
 
+    def blocks_with(self, path: str, parent: str, exact: Path, blocks: Sequence[FileGroup]) -> list[FileGroup]:
+        """Those blocks of local symbols that have all local functions of an object, byte for byte."""
+        with ElfImage(exact) as image:
+            functions = [function for function in _functions(image) if function.symbol.bind == STB_LOCAL]
+        found: list[FileGroup] = []
+        for block in blocks:
+            look = self._in_vmlinux if parent == "vmlinux" else partial(self._in_module, parent=parent)
+            proofs = look(functions, f"{PurePosixPath(path).stem}.c", only=block)
+            if all(proof.outcome == "identical" for proof in proofs):
+                found.append(block)
+        return found
+
     # -- vmlinux
 
-    def _in_vmlinux(self, functions: Sequence[_Function], file: str) -> list[FunctionProof]:
+    def _in_vmlinux(
+        self, functions: Sequence[_Function], file: str, only: FileGroup | None = None
+    ) -> list[FunctionProof]:
         kernel = self._vmlinux = self._vmlinux or ElfImage(self._kernel.vmlinux)
         symtab, strtab = kernel.data_of(".symtab"), kernel.data_of(".strtab")
         wanted = {function.symbol.name.encode() for function in functions}
@@ -99,7 +115,7 @@ class Prover:
         for symbol in unpack_symbols(symtab, strtab, wanted.__contains__):
             by_name.setdefault(symbol.name, []).append(symbol)
         self._addresses = {name: {symbol.value for symbol in symbols} for name, symbols in by_name.items()}
-        groups = [group.symbols for group in file_groups(symtab, strtab, file)]
+        groups = [group.symbols for group in ([only] if only else file_groups(symtab, strtab, file))]
 
         def read(symbol: Symbol) -> bytes | None:
             return kernel.at_address(symbol.value, symbol.size)
@@ -130,7 +146,9 @@ class Prover:
 
     # -- modules
 
-    def _in_module(self, functions: Sequence[_Function], file: str, parent: str) -> list[FunctionProof]:
+    def _in_module(
+        self, functions: Sequence[_Function], file: str, parent: str, only: FileGroup | None = None
+    ) -> list[FunctionProof]:
         if parent not in self._kernel.modules:
             return [FunctionProof(f.symbol.name, f.symbol.size, 0, "absent", "no such module") for f in functions]
         tables = self._kernel.module_symbols(parent)
@@ -138,7 +156,7 @@ class Prover:
         by_name: dict[str, list[Symbol]] = {}
         for symbol in unpack_symbols(tables.symtab, tables.strtab):
             by_name.setdefault(symbol.name, []).append(symbol)
-        groups = [group.symbols for group in file_groups(tables.symtab, tables.strtab, file)]
+        groups = [group.symbols for group in ([only] if only else file_groups(tables.symtab, tables.strtab, file))]
 
         def read(symbol: Symbol) -> bytes | None:
             section = module.section(tables.sections[symbol.section]) if symbol.section < 0xFF00 else None

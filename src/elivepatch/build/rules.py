@@ -302,6 +302,19 @@ _NOTES: dict[str, Rule] = {
     ),
 }
 
+#: What only the kernel's own differ says.
+KLP_RULES: dict[str, Rule] = {
+    "module-dependency": Rule(
+        "The change makes a module need another one",
+        "Use a function of vmlinux, or of a module that the patched one needs already.",
+    ),
+    "tracepoint-off": Rule(
+        "A tracepoint or pr_debug() of a module is without effect in the changed code",
+        "Nothing needs to be done, unless it is wanted there: a livepatch cannot have those of a module.",
+        severity="warning",
+    ),
+}
+
 _OURS: dict[str, Rule] = {
     "tool-crashed": Rule("A tool was ended by a signal", _REPORT, ours=True),
     "compiler-crashed": Rule(
@@ -327,7 +340,7 @@ _OURS: dict[str, Rule] = {
 }
 
 #: Rule id → what it means. The ids are stable: they go into reports and are anchors of docs/refusals.md.
-RULES: Mapping[str, Rule] = MappingProxyType({**KERNEL_RULES, **_REFUSALS, **_NOTES, **_OURS})
+RULES: Mapping[str, Rule] = MappingProxyType({**KERNEL_RULES, **_REFUSALS, **KLP_RULES, **_NOTES, **_OURS})
 
 
 def finding(

@@ -23,6 +23,8 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 #: How sure a proof is: the image is the host's, or it was built here and is laid out as the host's, or nobody knows.
 ProofLevel = Literal["exact", "layout", "none"]
+#: The differs: kpatch's for kernels up to 6.18, the kernel's own (objtool klp) from 6.19 on.
+EngineName = Literal["kpatch", "klp"]
 
 
 class Model(BaseModel):
@@ -102,6 +104,7 @@ class BuildRequest(Model):
     build_id: BuildId | None = Field(default=None, description="of the running kernel; the image must have the same")
     verify: bool = Field(default=True, description="whether the module is tried in a VM")
     proof: ProofLevel = Field(default="layout", description="the weakest proof that is accepted")
+    engine: EngineName | None = Field(default=None, description="the differ; without it, the one for the kernel")
     host: HostFacts | None = None
     image: Sha256 | None = Field(default=None, description="digest of the archive with the host's image, sent before")
 

@@ -23,7 +23,7 @@ from elivepatch.kernel.compressed import gunzip
 from elivepatch.pipeline import InputFile, Job, read_inputs
 from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import BuildRequest, HostFacts, ProofLevel, Report
+from elivepatch.protocol.models import BuildRequest, EngineName, HostFacts, ProofLevel, Report
 from elivepatch.server import settings as server_settings
 
 _FILE = click.Path(path_type=Path)
@@ -45,6 +45,11 @@ _FILE = click.Path(path_type=Path)
     show_default=True,
     help="The weakest proof that is accepted.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["kpatch", "klp"]),
+    help="The differ, where the one for the kernel is not to be taken.",
+)
 @click.option("--check", type=_FILE, help="Script for the guest: fails without the livepatch, succeeds with it.")
 @click.option("--no-verify", is_flag=True, help="Leave the boot test out.")
 @click.option("-o", "--output", type=_FILE, help="Where to write the module; default: its name in this directory.")
@@ -60,6 +65,7 @@ def build(
     image: Path | None,
     host_facts: Path | None,
     proof: ProofLevel,
+    engine: EngineName | None,
     check: Path | None,
     no_verify: bool,
     output: Path | None,
@@ -80,7 +86,7 @@ def build(
                 hint="Give the path of a file in a directory that exists and that you may write to (-o FILE).",
             )
         job = Job(
-            request=make_request(kernel, verify=not no_verify, proof=proof, host=_host(host_facts)),
+            request=make_request(kernel, verify=not no_verify, proof=proof, engine=engine, host=_host(host_facts)),
             patches=read_inputs(patches, limits.PATCH_BYTES, "patch"),
             base_patches=read_inputs(base_patches, limits.PATCH_BYTES, "base patch"),
             config=_configuration(config),
@@ -129,11 +135,16 @@ def _build(job: Job, output: Path | None, progress: Progress) -> Report:
 
 
 def make_request(
-    kernel: str, *, verify: bool, proof: ProofLevel = "layout", host: HostFacts | None = None
+    kernel: str,
+    *,
+    verify: bool,
+    proof: ProofLevel = "layout",
+    engine: EngineName | None = None,
+    host: HostFacts | None = None,
 ) -> BuildRequest:
     """The request; raises InvalidInputError for what cannot be the name of a kernel."""
     try:
-        return BuildRequest(kernel=kernel, verify=verify, proof=proof, host=host)
+        return BuildRequest(kernel=kernel, verify=verify, proof=proof, engine=engine, host=host)
     except ValueError as error:
         raise InvalidInputError(
             f"'{kernel[:100]}' is not the name of a kernel.", hint="Give what 'uname -r' prints on the host."

@@ -21,10 +21,10 @@ from elivepatch.build.collect import collect
 from elivepatch.build.compiler import CompiledObject
 from elivepatch.build.diagnose import diagnose_differ, differ_error, link_error
 from elivepatch.build.engines.engine import DiffObject, FunctionChange
+from elivepatch.build.engines.results import gather, localise
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
-from elivepatch.errors import CannotLivepatchError, Diagnosis, ElivepatchError, InternalError, NoChangeError
-from elivepatch.kernel.elf import SHN_ABS, STB_LOCAL, ElfImage
+from elivepatch.errors import ElivepatchError, InternalError
 from elivepatch.process import ProgramError
 from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import JOB, TREE, Sandbox, give_to_sandbox
@@ -83,22 +83,7 @@ class KpatchEngine:
             (work / f"{parent}.symtab").write_text(self._symbols(parent))
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(self._diff_one, objects, repeat(work), range(len(objects))))
-        refusals = [result for result in results if isinstance(result, ElivepatchError)]
-        hard = [refusal for refusal in refusals if not isinstance(refusal, NoChangeError)]
-        for refusal in hard:
-            if not isinstance(refusal, CannotLivepatchError):
-                raise refusal
-        if hard:
-            findings: list[Diagnosis] = [finding for refusal in hard for finding in refusal.as_diagnosis()]
-            raise CannotLivepatchError(hard[0].message, hint=hard[0].hint, diagnosis=findings)
-        diffs = [result for result in results if isinstance(result, DiffObject)]
-        if not diffs:
-            raise NoChangeError(
-                "The patch changes nothing that runs: the compiled code stays the same.",
-                hint="Comments, unused code and code that the configuration leaves out cannot be livepatched.",
-                diagnosis=[finding for refusal in refusals for finding in refusal.as_diagnosis()],
-            )
-        return diffs
+        return gather(results)
 
     def _symbols(self, parent: str) -> str:
         kernel = self._kernel
@@ -153,7 +138,7 @@ class KpatchEngine:
             inputs.append(f"diff-{number}.o")
             shutil.copyfile(diff.path, place / inputs[-1])
             if diff.source.path in shared:
-                self._localise(place / inputs[-1])
+                localise(self._kernel, place / inputs[-1])
                 give_to_sandbox(place / inputs[-1])
         # what kbuild would have left behind for modpost, had it compiled the module
         files = {
@@ -178,19 +163,6 @@ class KpatchEngine:
         if not collect(job, "module.ko", module):
             raise InternalError("create-klp-module wrote no module.")
         return module
-
-    def _localise(self, file: Path) -> None:
-        """Make the functions of an object that several modules have local: the livepatch brings one for each."""
-        with ElfImage(file) as image:
-            names = [s.name for s in image.symbols() if s.bind != STB_LOCAL and 0 < s.section < SHN_ABS]
-        file.with_suffix(".names").write_text("\n".join(names))
-        give_to_sandbox(file)
-        argv = [
-            self._kernel.environment["OBJCOPY"],
-            f"--localize-symbols={JOB}/{file.stem}.names",
-            f"{JOB}/{file.name}",
-        ]
-        Sandbox(self._kernel.root.path, job=file.parent).run(argv)
 
     def _order_suffix(self) -> str:
         """What modules.order lists: objects since 6.3, modules before (scripts/Makefile.modfinal)."""
