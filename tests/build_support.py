@@ -23,6 +23,18 @@ KPATCH_MACROS = Path(__file__).parent / "data/kpatch-macros"
 #: Those with macros of the kernel itself, for 6.19 and later.
 KLP_MACROS = Path(__file__).parent / "data/klp-macros"
 ENOSPC = 28
+ENGINES = ("kpatch", "klp")
+
+
+def livepatch_file(name: str, engine: str) -> Path:
+    """A file of the livepatches: the one for the kernels of an engine, if it needs one of its own."""
+    own = LIVEPATCHES / engine / name
+    return own if own.exists() else LIVEPATCHES / name
+
+
+def livepatch_names() -> list[str]:
+    """The livepatches that there are for every engine."""
+    return sorted(path.stem for path in LIVEPATCHES.glob("*.patch"))
 
 
 def diff(file: str, old: str, new: str, *, context: int = 3) -> bytes:

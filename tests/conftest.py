@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,11 +75,36 @@ def release(workshop: Workshop, progress: Progress) -> Release:
 
 
 @pytest.fixture(scope="session")
-def kernel(workshop: Workshop, release: Release, progress: Progress) -> Generator[PreparedKernel]:
-    """That kernel, prepared, and held so that nothing removes it."""
-    files, root, source = find_kernel(release, workshop, progress)
-    with workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress) as (kernel, _):
-        yield kernel
+def kernel_of(workshop: Workshop, release: Release, progress: Progress) -> Generator[Callable[[str], PreparedKernel]]:
+    """A kernel by the name of its engine, prepared and held: that one for ``kpatch``, the newest 7.x for ``klp``."""
+    known: dict[str, PreparedKernel] = {}
+    with ExitStack() as held:
+
+        def find(engine: str) -> PreparedKernel:
+            if engine not in known:
+                wanted = release if engine == "kpatch" else newest_klp_kernel(workshop, progress)
+                files, root, source = find_kernel(wanted, workshop, progress)
+                download = partial(source.download, files, progress)
+                made = workshop.kernels.prepared(files, root, download, progress)
+                known[engine] = held.enter_context(made)[0]
+            return known[engine]
+
+        yield find
+
+
+def newest_klp_kernel(workshop: Workshop, progress: Progress) -> Release:
+    """The newest cloud kernel that the kernel's own tools are for; ELIVEPATCH_TEST_KLP_KERNEL names another."""
+    if named := os.environ.get("ELIVEPATCH_TEST_KLP_KERNEL"):
+        return parse_release(named)
+    sources = workshop.kernel_sources(workshop.roots.get(_SUITE))
+    offered = [one for source in sources for one in source.offered(progress)]
+    return max(one for one in offered if (one.major, one.minor) >= (6, 19) and one.text.endswith("-cloud-amd64"))
+
+
+@pytest.fixture(scope="session")
+def kernel(kernel_of: Callable[[str], PreparedKernel]) -> PreparedKernel:
+    """The kernel that the tests build for, prepared, and held so that nothing removes it."""
+    return kernel_of("kpatch")
 
 
 @pytest.fixture

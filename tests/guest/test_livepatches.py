@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from build_support import KLP_MACROS, KPATCH_MACROS, LIVEPATCHES
+from build_support import ENGINES, KLP_MACROS, KPATCH_MACROS, LIVEPATCHES, livepatch_file, livepatch_names
 from elivepatch import process
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.kernel.release import parse_release
 from elivepatch.protocol.models import Report
 from elivepatch.workshop import Workshop
 
@@ -31,10 +31,14 @@ def build(workshop: Workshop, kernel: PreparedKernel, patch: Path, check: Path, 
     return done.returncode, Report.model_validate(json.loads(done.stdout))
 
 
-def tried(workshop: Workshop, kernel: PreparedKernel, patch: Path, output: Path) -> Report:
+def tried(
+    workshop: Workshop, kernel: PreparedKernel, engine: str, patch: Path, check: Path, output: Path
+) -> Report:
     """The report of a livepatch that was built, proven, loaded, checked and reverted."""
-    status, report = build(workshop, kernel, patch, patch.with_suffix(".sh"), output)
+    status, report = build(workshop, kernel, patch, check, output)
     assert status == report.exit_status == 0, report.message
+    assert report.engine is not None
+    assert report.engine.name == engine
     assert report.proof is not None
     assert report.proof.level == "exact"
     assert report.module is not None
@@ -46,14 +50,15 @@ def tried(workshop: Workshop, kernel: PreparedKernel, patch: Path, output: Path)
     return report
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in LIVEPATCHES.glob("*.patch")))
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", livepatch_names())
 def test_a_livepatch_has_its_effect_and_is_gone_afterwards(
-    workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, name: str
+    workshop: Workshop, kernel_of: Callable[[str], PreparedKernel], tmp_path: Path, name: str, engine: str
 ) -> None:
-    tried(workshop, kernel, LIVEPATCHES / f"{name}.patch", tmp_path / "out.ko")
+    files = livepatch_file(f"{name}.patch", engine), livepatch_file(f"{name}.sh", engine)
+    tried(workshop, kernel_of(engine), engine, *files, tmp_path / "out.ko")
 
 
-DATA = LIVEPATCHES.parent
 #: What the log of the guest shows of a patch's callbacks, in this order.
 RAN = ("pipe: limit raised to 2097152", ": starting patching", ": starting unpatching", "pipe: limit is 1048576 again")
 LOGGED = {"callbacks": RAN, "ignore-section": RAN, "system-call": ()}
@@ -66,19 +71,22 @@ NOTED = {
 
 
 @pytest.mark.parametrize(
-    "patch",
-    [pytest.param(path, id=str(path.relative_to(DATA))) for path in sorted(DATA.glob("*-macros/*.patch"))],
+    ("engine", "patch"),
+    [
+        pytest.param(engine, patch, id=f"{engine}-{patch.stem}")
+        for engine, directory in (("kpatch", KPATCH_MACROS), ("klp", KLP_MACROS))
+        for patch in sorted(directory.glob("*.patch"))
+    ],
 )
-def test_macros_for_authors(workshop: Workshop, kernel: PreparedKernel, tmp_path: Path, patch: Path) -> None:
-    wanted = KLP_MACROS if parse_release(kernel.release) >= parse_release("6.19") else KPATCH_MACROS
-    if patch.parent != wanted:
-        pytest.skip("these macros are for the tools of other kernels; that they are refused is a test of the doctor")
-    report = tried(workshop, kernel, patch, tmp_path / "out.ko")
+def test_macros_for_authors(
+    workshop: Workshop, kernel_of: Callable[[str], PreparedKernel], tmp_path: Path, engine: str, patch: Path
+) -> None:
+    report = tried(workshop, kernel_of(engine), engine, patch, patch.with_suffix(".sh"), tmp_path / "out.ko")
     assert report.verification is not None
     log = report.verification.log or ""
     places = [log.index(text) for text in LOGGED[patch.stem]]
     assert places == sorted(places)
-    noted = NOTED[patch.stem] if wanted == KPATCH_MACROS else set[str]()
+    noted = NOTED[patch.stem] if engine == "kpatch" else set[str]()
     assert noted <= {finding.rule for finding in report.diagnosis}
 
 

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from build_support import LIVEPATCHES, Builder, mounts
+from build_support import ENGINES, LIVEPATCHES, Builder, livepatch_file, livepatch_names, mounts
+from elivepatch.build.prepared import PreparedKernel
 from elivepatch.kernel.elf import ElfImage
 from elivepatch.kernel.release import parse_release
 from elivepatch.protocol.models import BuildStatus
+from elivepatch.workshop import Workshop
 
 pytestmark = pytest.mark.integration
 
@@ -40,28 +43,49 @@ EXPECTED = {
         ("vmlinux", "show_vfsmnt", "changed"),
         ("vmlinux", "mounts_release", "changed"),
     },
+    "same-names": {("vmlinux", "type_show", "changed"), ("vmlinux", "timer_list_show", "changed")},
+    "same-names-module": {("md_mod", "metadata_show", "changed")},
     "module": {("xfs", "xfs_stats_format", "changed")},
     "module-and-vmlinux": {("xfs", "xfs_stats_format", "changed"), ("vmlinux", "meminfo_proc_show", "changed")},
 }
 
 
+#: The same where the kernels of an engine need another patch for it.
+EXPECTED_OF = {("static-local", "klp"): {("vmlinux", "proc_do_uuid", "changed")}}
+
+
+@pytest.fixture
+def builder_of(
+    workshop: Workshop, kernel_of: Callable[[str], PreparedKernel], tmp_path: Path
+) -> Callable[[str], Builder]:
+    """Builds for the kernel of an engine."""
+    return lambda engine: Builder(workshop, kernel_of(engine), tmp_path)
+
+
 def test_every_livepatch_of_the_data_is_expected() -> None:
-    assert {path.stem for path in LIVEPATCHES.glob("*.patch")} == set(EXPECTED)
+    assert set(livepatch_names()) == set(EXPECTED)
+    own = {path.stem for engine in ENGINES for path in (LIVEPATCHES / engine).glob("*.patch")}
+    assert own <= set(EXPECTED)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_a_livepatch_is_built_and_proven(builder: Builder, name: str) -> None:
+def test_a_livepatch_is_built_and_proven(builder_of: Callable[[str], Builder], name: str, engine: str) -> None:
     before = mounts()
-    built = builder((LIVEPATCHES / f"{name}.patch").read_bytes())
+    builder = builder_of(engine)
+    built = builder(livepatch_file(f"{name}.patch", engine).read_bytes())
+    expected = EXPECTED_OF.get((name, engine), EXPECTED[name])
     report = built.report
     assert (report.status, report.exit_status) == (BuildStatus.DONE, 0), built.told
-    assert {(each.object, each.function, each.kind) for each in report.changed} == EXPECTED[name]
+    assert report.engine is not None
+    assert report.engine.name == engine
+    assert {(each.object, each.function, each.kind) for each in report.changed} == expected
     assert report.proof is not None
     assert report.proof.level == "exact"
     assert report.proof.compared
     assert all(function.identical for function in report.proof.functions)
     proven = {(function.object, function.function) for function in report.proof.functions}
-    assert {(obj, function) for obj, function, kind in EXPECTED[name] if kind == "changed"} <= proven
+    assert {(obj, function) for obj, function, kind in expected if kind == "changed"} <= proven
     assert report.kernel is not None
     assert report.kernel.build_id == builder.kernel.build_id
     assert report.module is not None
@@ -73,8 +97,11 @@ def test_a_livepatch_is_built_and_proven(builder: Builder, name: str) -> None:
     assert mounts() == before
 
 
-def test_the_same_inputs_give_the_same_bytes(builder: Builder, tmp_path: Path) -> None:
-    patches = [(LIVEPATCHES / f"{name}.patch").read_bytes() for name in ("module-and-vmlinux", "new-static-variable")]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_inputs_give_the_same_bytes(builder_of: Callable[[str], Builder], tmp_path: Path, engine: str) -> None:
+    builder = builder_of(engine)
+    names = ("module-and-vmlinux", "new-static-variable")
+    patches = [livepatch_file(f"{name}.patch", engine).read_bytes() for name in names]
     first = [builder(patch).module for patch in patches]
     assert [
         builder(patch, output=tmp_path / "elsewhere/deep" / str(at)).module for at, patch in enumerate(patches)
