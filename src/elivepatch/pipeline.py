@@ -339,6 +339,7 @@ def _build(
         examination = doctor.examine(changed_files)
         doctor.require_code(examination, series.paths)
         doctor.require_possible(examination, foreign_macros(changed_files, engine.name))
+        engine.examine(series.paths)
         change = lookup.change_of(applied)
         affected = lookup.affected_objects(kernel, change, work / "lookup", workshop.parallel, progress, engine.headers)
         state.notes += [*applied.findings, *examination.findings, *affected.notes]

@@ -51,6 +51,14 @@ KERNEL_RULES: dict[str, Rule] = {
         "This kernel does not contain the file",
         "This kernel does not need the patch, unless the file is built outside of the kernel's tree.",
     ),
+    "untraced-file": Rule(
+        "The file is compiled without calls for the function tracer",
+        "Make the change in the functions that call it, for instance with a corrected copy of it under a new name.",
+    ),
+    "other-image": Rule(
+        "The file becomes code that runs outside of the kernel",
+        "Leave it out if the rest of the change works without it; otherwise this needs a reboot.",
+    ),
     "header-fan-out": Rule(
         "A header has changed that too many objects include",
         "Make the change in the .c files that need it, for example with a corrected copy of the function under a new "

@@ -32,7 +32,7 @@ class DiffObject:
 
 
 class Engine(Protocol):
-    """A differ and what belongs to it. Both methods work below ``work``, a directory of the job."""
+    """A differ and what belongs to it; what makes files does so below ``work``, a directory of the job."""
 
     @property
     def name(self) -> str:
@@ -47,6 +47,10 @@ class Engine(Protocol):
     @property
     def headers(self) -> Path | None:
         """The directory with the headers of its macros for authors of patches, where the kernel does not bring them."""
+        ...
+
+    def examine(self, paths: Sequence[str]) -> None:
+        """Raise CannotLivepatchError for files that no livepatch of this engine can change; nothing is compiled yet."""
         ...
 
     def diff(self, objects: Sequence[CompiledObject], work: Path) -> list[DiffObject]:

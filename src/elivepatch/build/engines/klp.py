@@ -19,6 +19,7 @@ from elivepatch.build.compiler import CompiledObject
 from elivepatch.build.diagnose import link_error
 from elivepatch.build.engines import klp_object
 from elivepatch.build.engines.engine import DiffObject, FunctionChange
+from elivepatch.build.engines.klp_files import refuse_files
 from elivepatch.build.engines.klp_image import Located, ParentSymbols, locate, stand_in, symid_section
 from elivepatch.build.engines.klp_tools import MODEL, KlpTools, klp_tools
 from elivepatch.build.engines.results import gather, localise
@@ -50,6 +51,15 @@ class KlpEngine:
     def version(self) -> str:
         """The version of the tools: that of the kernel whose tree they are from."""
         return self._kernel.release
+
+    @property
+    def headers(self) -> None:
+        """None: the macros are in the kernel's own linux/livepatch_helpers.h."""
+        return None
+
+    def examine(self, paths: Sequence[str]) -> None:
+        """See `Engine.examine`."""
+        refuse_files(self._kernel, paths)
 
     # -- diff
 

@@ -73,6 +73,9 @@ class KpatchEngine:
         """Where kpatch-macros.h and kpatch-syscall.h are."""
         return self._tools.path / _DATA
 
+    def examine(self, paths: Sequence[str]) -> None:
+        """See `Engine.examine`: what cannot be redirected is told by the compiled object."""
+
     # -- diff
 
     def diff(self, objects: Sequence[CompiledObject], work: Path) -> list[DiffObject]:
