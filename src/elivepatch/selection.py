@@ -12,7 +12,7 @@ from functools import partial
 from elivepatch.build import unpack
 from elivepatch.build.image import HostImage
 from elivepatch.build.own import OwnKernel
-from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.prepared import PreparedKernel, require_gcc
 from elivepatch.errors import CompilerMismatchError, InvalidInputError
 from elivepatch.kernel.banner import parse_banner
 from elivepatch.kernel.config import KernelConfig, parse_config
@@ -123,8 +123,9 @@ def _published_source(files: KernelFiles, source: KernelSource) -> SourceTree:
 def find_root(config: KernelConfig, workshop: Workshop, progress: Progress) -> Root:
     """The build root with the compiler that a configuration names; those that are there are asked first.
 
-    Raises CompilerMismatchError with what each root has, where none has it.
+    Raises CompilerMismatchError with what each root has, where none has it, ToolUnavailableError for clang.
     """
+    require_gcc(config, "The kernel")
     wanted = config.string("CC_VERSION_TEXT") or ""
     match = re.fullmatch(r"(?:\S*-)?gcc(?:-\d+)? \(.*\) (\d+)\.\S+", wanted)
     if match is None:

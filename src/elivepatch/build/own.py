@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from elivepatch.build import image as images
 from elivepatch.build import unpack
 from elivepatch.build.image import HostImage
-from elivepatch.build.prepared import SIGNING_OPTIONS, PreparedKernel, check_compiler, finish
+from elivepatch.build.prepared import SIGNING_OPTIONS, PreparedKernel, check_compiler, finish, require_rust
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     ConfigurationMismatchError,
@@ -103,6 +103,7 @@ def build(own: OwnKernel, root: Root, source: Path, parallel: int, progress: Pro
     """
     config = parse_config(own.config)
     check_compiler(config, root, own.release or own.origin)
+    require_rust(config, root, own.release or own.origin)
     place = own.place if own.place is not None and can_stand_at(own.place) else str(TREE)
     tree = _Tree(own, root, (source,), work, place, progress)
     tree.configure(config)
@@ -128,6 +129,7 @@ def make(own: OwnKernel, root: Root, source: Path, built: Path | None, progress:
             run(["cp", "-a", "-l", "--no-target-directory", built / "upper", work / "products"], timeout=600)
         elif own.image is not None:
             check_compiler(config, root, own.release or own.origin)
+            require_rust(config, root, own.release or own.origin)
             tree = _Tree(own, root, (source,), scratch, str(TREE), progress)
             tree.configure(config)
             # makers may call their kernel as they like (KERNELRELEASE); whether the source fits, its image tells

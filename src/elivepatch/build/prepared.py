@@ -22,7 +22,7 @@ from pathlib import Path
 from elivepatch.build import unpack
 from elivepatch.build.kbuild import Kbuild, catch_environment
 from elivepatch.build.store import remove_tree
-from elivepatch.errors import CompilerMismatchError, ConfigurationMismatchError, InternalError
+from elivepatch.errors import CompilerMismatchError, ConfigurationMismatchError, InternalError, ToolUnavailableError
 from elivepatch.kernel.config import KernelConfig, parse_config
 from elivepatch.kernel.elf import ElfImage
 from elivepatch.progress import Progress
@@ -34,6 +34,8 @@ FORMAT = 6
 #: Options that Debian sets when a kernel is signed: neither its headers nor /boot/config name them, and no object that
 #: can be patched depends on them.
 SIGNING_OPTIONS = {"BUILD_SALT", "MODULE_SIG_ALL", "MODULE_SIG_KEY", "SYSTEM_TRUSTED_KEYS", "MODULE_SIG_HASH"}
+#: CONFIG_CC_VERSION_TEXT of clang: what stands before it is the distributor's name.
+_CLANG = re.compile(r"\bclang version (\d+)\.")
 _RECORDED = (
     *("release", "origin", "image", "build_id", "config_sha256", "compiler"),
     *("variables", "environment", "sizes", "modules"),
@@ -187,8 +189,38 @@ def finish(kernel: PreparedKernel, config: KernelConfig, progress: Progress) -> 
     return kernel
 
 
+def require_gcc(config: KernelConfig, subject: str) -> None:
+    """Raise ToolUnavailableError for a kernel that clang has built: no build root has it yet."""
+    wanted = config.string("CC_VERSION_TEXT") or ""
+    if match := _CLANG.search(wanted):
+        tools = " ".join(f"{name}-{match[1]}" for name in ("clang", "lld", "llvm"))
+        raise ToolUnavailableError(
+            f"{subject} was built with '{wanted}'; build roots have gcc, and no clang {match[1]}.",
+            hint=f"Only kernels built with gcc are built for so far: clang would take a root with {tools}, which "
+            "'elivepatch-server root add' does not make. Rebuild the kernel with gcc (make CC=gcc, without LLVM=1).",
+        )
+
+
+def require_rust(config: KernelConfig, root: Root, subject: str) -> None:
+    """Raise ToolUnavailableError for a tree that is to be configured with Rust in a root that has no rustc.
+
+    kbuild would silently switch CONFIG_RUST off. What its distributor publishes is configured already and needs none.
+    """
+    if not config.enabled("RUST"):
+        return
+    lacking = [name for name in ("rustc", "bindgen") if not (root.path / "usr/bin" / name).exists()]
+    if lacking:
+        version = config.string("RUSTC_VERSION_TEXT") or "rustc"
+        raise ToolUnavailableError(
+            f"{subject} has CONFIG_RUST=y ('{version}'); the build root '{root.name}' lacks {' and '.join(lacking)}.",
+            hint=f"Describe a root with {' '.join((*lacking, 'rust-src'))} in the server's settings (roots) and make "
+            "it: elivepatch-server root add NAME.",
+        )
+
+
 def check_compiler(config: KernelConfig, root: Root, subject: str) -> None:
     """The compiler of a root must be the one of CONFIG_CC_VERSION_TEXT; the name it was called by may differ."""
+    require_gcc(config, subject)
     wanted = config.string("CC_VERSION_TEXT") or ""
     match = re.fullmatch(r"(?:\S*-)?(gcc(?:-\d+)?) (.*)", wanted)
     if match is None:

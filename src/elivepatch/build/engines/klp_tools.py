@@ -18,7 +18,7 @@ from pathlib import Path
 from elivepatch.build.collect import collect
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
-from elivepatch.errors import InternalError, ToolUnavailableError
+from elivepatch.errors import ConfigurationMismatchError, InternalError, ToolUnavailableError
 from elivepatch.toolchains.sandbox import JOB, TREE, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when what is kept changes, so that it is made again.
@@ -113,6 +113,11 @@ def _make_model(kernel: PreparedKernel, work: Path, target: Path) -> None:
         done = sandbox.run(argv, cwd=TREE, check=False)
     if done.returncode != 0 or not (job / f"{MODEL}.ko").exists():
         raise InternalError(f"A livepatch module cannot be built for {kernel.release}:\n{done.stderr[-3000:]}")
+    if (work / "upper/include/config/auto.conf").exists():
+        raise ConfigurationMismatchError(
+            f"kbuild configures {kernel.release} anew when a module is built for it.",
+            hint="The build root lacks a tool that the configuration asks for.",
+        )
     commands = {kind: _saved(job, name) for kind, name in _COMMANDS.items()}
     for name in _KEPT:
         collect(job, name, target / name)
