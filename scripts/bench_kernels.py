@@ -36,12 +36,14 @@ KERNELS = (
     ("trixie", "6.12", "-cloud-amd64"),
     ("trixie", "6.12", "-amd64"),
     ("trixie", "6.12", "-rt-amd64"),
+    ("trixie", "7.3", "-cloud-amd64"),
 )
 
 
 def newest(workshop: Workshop, suite: str, series: str, flavour: str, progress: Progress) -> Release:
     """The newest kernel of a flavour; ``-amd64`` is the plain one."""
-    offered = workshop.source(workshop.roots.ensure(suite, progress)).offered(progress)
+    sources = workshop.kernel_sources(workshop.roots.ensure(suite, progress))
+    offered = [one for source in sources for one in source.offered(progress)]
     plain = flavour == "-amd64"
     fitting = [
         one

@@ -12,6 +12,7 @@ import pytest
 
 from build_support import ENGINES, Builder, livepatch_file, livepatch_names
 from elivepatch.build.prepared import SIGNING_OPTIONS, PreparedKernel
+from elivepatch.build.sealed import sealed_functions
 from elivepatch.kernel.config import parse_config
 from elivepatch.kernel.elf import ElfImage, Symbol, unpack_symbols
 from elivepatch.kernel.elf_object import ElfObject
@@ -183,6 +184,41 @@ def test_changed_data_is_refused(builder: Builder) -> None:
     built = builder(patch)
     assert built.report.exit_status == 3, built.told
     assert "data-object-changed" in built.rules, built.told
+
+
+VERSION = "fs/proc/version.c"
+INCLUDE = "#include <linux/kernel.h>\n"
+END = "	return 0;\n}\n\nstatic int __init"
+
+
+def test_the_address_of_a_sealed_function_is_refused(builder: Builder) -> None:
+    assert "nr_context_switches" in sealed_functions(builder.kernel)
+    used = f'	seq_printf(m, "%ps\\n", nr_context_switches);\n{END}'
+    built = builder(builder.change(VERSION, (INCLUDE, f"{INCLUDE}#include <linux/kernel_stat.h>\n"), (END, used)))
+    assert built.report.exit_status == 3, built.told
+    assert built.rules == {"sealed-endbr"}, built.told
+
+
+def test_initialisation_code_is_refused(builder: Builder) -> None:
+    declared = f"{INCLUDE}void proc_tty_init(void);\n"
+    built = builder(builder.change(VERSION, (INCLUDE, declared), (END, f"	proc_tty_init();\n{END}")))
+    assert built.report.exit_status == 3, built.told
+    assert "init-reference" in built.rules, built.told
+    assert "proc_tty_init" in built.told
+
+
+def test_what_nothing_defines_is_refused(builder: Builder) -> None:
+    declared = f"{INCLUDE}void elivepatch_nowhere(void);\n"
+    built = builder(builder.change(VERSION, (INCLUDE, declared), (END, f"	elivepatch_nowhere();\n{END}")))
+    assert built.report.exit_status == 3, built.told
+    assert "undefined-symbol" in built.rules, built.told
+
+
+def test_a_change_of_nothing_that_runs(builder: Builder) -> None:
+    built = builder(
+        builder.change(VERSION, ("	return 0;\n}\n\nstatic int __init", "	return 1 - 1;\n}\n\nstatic int __init"))
+    )
+    assert (built.report.exit_status, built.report.error) == (3, "no-functional-change"), built.told
 
 
 # -- bytes

@@ -493,6 +493,7 @@ def test_output_of_real_linking_tools() -> None:
         "ld-duplicate": ["duplicate-definition", "duplicate-definition"],
         "ld-undefined": ["undefined-symbol"],
         "modpost": ["section-mismatch", "undefined-symbol", "module-malformed", "symbol-namespace", "module-malformed"],
+        "modpost-7.3": ["undefined-symbol"],
         "klp-no-strings": [],
         "klp-usage": [],
     }
@@ -501,6 +502,7 @@ def test_output_of_real_linking_tools() -> None:
         "ld-duplicate": CannotLivepatchError,
         "ld-undefined": CannotLivepatchError,
         "modpost": ToolCrashedError,  # a module without the GPL is nothing that a patch could do
+        "modpost-7.3": CannotLivepatchError,
         "klp-no-strings": ToolCrashedError,
         "klp-usage": ToolCrashedError,
     }
@@ -510,6 +512,13 @@ def test_a_missing_symbol_is_named() -> None:
     error = link_error('ERROR: modpost: "nowhere" [livepatch-x.ko] undefined!\n', 2)
     assert isinstance(error, CannotLivepatchError)
     assert "'nowhere'" in error.message
+
+
+def test_a_missing_namespace_is_named_in_the_words_of_newer_kernels_too() -> None:
+    text = "ERROR: modpost: x.ko: module uses symbol 'thing' from namespace 'CRYPTO', but does not import it.\n"
+    (found,) = link_error(text, 2).diagnosis
+    assert found.rule == "symbol-namespace"
+    assert found.message == "The patched code uses 'thing' from the namespace CRYPTO."
 
 
 def test_an_unknown_failure_of_the_link_is_kept() -> None:

@@ -57,15 +57,18 @@ _LINK_MESSAGES: tuple[tuple[re.Pattern[str], str, str, str | None], ...] = (
         None,
     ),
     (
-        re.compile(r"(?:ERROR|WARNING): modpost: \"(?P<name>[^\"]+)\" \[[^\]]*\] undefined!"),
+        re.compile(
+            r"(?:ERROR|WARNING): modpost: (?:\S+: symbol (?=')|(?=\"))[\"'](?P<name>[^\"']+)[\"']"
+            r"(?: \[[^\]]*\])? undefined!"
+        ),
         "undefined-symbol",
         "The patched code uses '{name}', which this kernel offers to no module.",
         None,
     ),
     (
         re.compile(
-            r"(?:ERROR|WARNING): modpost: module \S+ uses symbol (?P<name>\S+) from namespace (?P<space>\S+), "
-            r"but does not import it\."
+            r"(?:ERROR|WARNING): modpost: (?:module \S+|\S+: module) uses symbol '?(?P<name>[^\s']+)'? from namespace "
+            r"'?(?P<space>[^\s']+?)'?, but does not import it\."
         ),
         "symbol-namespace",
         "The patched code uses '{name}' from the namespace {space}.",
