@@ -21,6 +21,8 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QQq")
 #: Indices from here on mean something else (gABI, "Special Section Indexes").
 _SECTIONS_LIMIT = 0xFF00
+#: Bytes; what a kernel aligns to at most are its large pages.
+_ALIGN_LIMIT = 2 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,12 @@ class ElfObject:
             raw = [_SECTION.unpack_from(data, offset + number * _SECTION.size) for number in range(count)]
             strings = data[raw[names][4] : raw[names][4] + raw[names][5]]
             self.sections = [SectionHeader(_text(strings, one[0]), *one[1:]) for one in raw]
-        except (struct.error, IndexError, ValueError) as error:
+        except (struct.error, IndexError, ValueError, OverflowError) as error:
             raise InvalidInputError(f"This is not a readable ELF file: {error}.") from error
+        for one in self.sections:
+            inside = one.type == SHT_NOBITS or one.offset + one.size <= len(data)
+            if not inside or one.align > _ALIGN_LIMIT or one.link >= len(self.sections):
+                raise InvalidInputError(f"The section {one.name or 'without a name'} is not one that can be.")
         self._contents: dict[int, bytes] = {}
         self._table = next((index for index, one in enumerate(self.sections) if one.type == SHT_SYMTAB), None)
 
