@@ -97,7 +97,7 @@ def _examples(examples: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def _children(command: click.Command) -> Iterator[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
-        context = click.Context(command)
+        context = click.Context(command, **command.context_settings)
         for name in command.list_commands(context):
             found = command.get_command(context, name)
             if found is not None and not found.hidden:
@@ -105,7 +105,7 @@ def _children(command: click.Command) -> Iterator[tuple[str, click.Command]]:
 
 
 def _usage(words: str, command: click.Command) -> str:
-    pieces = command.collect_usage_pieces(click.Context(command))
+    pieces = command.collect_usage_pieces(click.Context(command, **command.context_settings))
     return f"{bold(words)} {' '.join(italic(piece) for piece in pieces)}"
 
 
@@ -127,7 +127,7 @@ def _metavar(option: click.Option) -> str:
 
 
 def _options(command: click.Command) -> Iterator[str]:
-    for option in command.get_params(click.Context(command)):
+    for option in command.get_params(click.Context(command, **command.context_settings)):
         if isinstance(option, click.Option) and not option.hidden:
             names = ", ".join(bold(name) for name in (*option.opts, *option.secondary_opts))
             metavar = _metavar(option)

@@ -47,7 +47,7 @@ class Level:
 
 def levels(command: click.Command, names: Mapping[str, str], words: str = "") -> list[Level]:
     """A command and all below it. ``names`` are the shell's commands that list arguments, by the argument's name."""
-    context = click.Context(command, info_name=words or None)
+    context = click.Context(command, info_name=words or None, **command.context_settings)
     flags = [_flag(one) for one in command.get_params(context) if isinstance(one, click.Option) and not one.hidden]
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
     below: dict[str, click.Command] = {}

@@ -31,9 +31,7 @@ def build(workshop: Workshop, kernel: PreparedKernel, patch: Path, check: Path, 
     return done.returncode, Report.model_validate(json.loads(done.stdout))
 
 
-def tried(
-    workshop: Workshop, kernel: PreparedKernel, engine: str, patch: Path, check: Path, output: Path
-) -> Report:
+def tried(workshop: Workshop, kernel: PreparedKernel, engine: str, patch: Path, check: Path, output: Path) -> Report:
     """The report of a livepatch that was built, proven, loaded, checked and reverted."""
     status, report = build(workshop, kernel, patch, check, output)
     assert status == report.exit_status == 0, report.message

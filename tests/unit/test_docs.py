@@ -44,7 +44,7 @@ def options(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
         if isinstance(parameter, click.Option) and not parameter.hidden:
             yield from ((name, word) for word in parameter.opts if word not in {"-h", "--help"})
     if isinstance(command, click.Group):
-        context = click.Context(command)
+        context = click.Context(command, **command.context_settings)
         for child in command.list_commands(context):
             found = command.get_command(context, child)
             assert found is not None

@@ -24,7 +24,7 @@ def rendered(source: str) -> str:
 
 
 def flags(command: click.Command) -> Iterator[str]:
-    for one in command.get_params(click.Context(command)):
+    for one in command.get_params(click.Context(command, **command.context_settings)):
         if isinstance(one, click.Option) and not one.hidden:
             yield from (*one.opts, *one.secondary_opts)
 
@@ -32,7 +32,7 @@ def flags(command: click.Command) -> Iterator[str]:
 def commands(command: click.Command, words: str = "") -> Iterator[tuple[str, click.Command]]:
     yield words, command
     if isinstance(command, click.Group):
-        context = click.Context(command)
+        context = click.Context(command, **command.context_settings)
         for name in command.list_commands(context):
             found = command.get_command(context, name)
             assert found is not None
