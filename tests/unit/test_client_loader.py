@@ -81,7 +81,8 @@ def test_taint_that_a_livepatch_does_not_explain_is_told(bench: Bench) -> None:
 def test_a_long_transition_is_talked_about(bench: Bench) -> None:
     bench.kernel.seconds = 12
     bench.load()
-    assert bench.words == ["transition: 2 tasks still to move"] * 2
+    where = "in meminfo_proc_show+0x12/0x34"
+    assert bench.words == [f"transition: 2 tasks still to move: 41 (kworker/0:1) {where}, 1234 (cat) {where}"] * 2
 
 
 def test_a_transition_that_sticks_is_undone_and_its_tasks_named(bench: Bench) -> None:
