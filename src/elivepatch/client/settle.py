@@ -27,6 +27,8 @@ from elivepatch.client.transition import Transition
 from elivepatch.errors import HostError, TransitionTimeoutError
 from elivepatch.kernel.running import Livepatch, RunningKernel, livepatch
 
+#: Steps after which a livepatch is in force no more.
+_ENDED = {"replaced", "reverted", "undone"}
 _FOUND = "the client was interrupted; the kernel has the livepatch in force"
 
 
@@ -158,6 +160,7 @@ class Settling:
             done = True
             self._carry_out(repair, journal, kernel)
         entries, _ = journal.entries()
+        self._unload_left_over(entries, kernel)
         for entry in entries:
             why = crash_suspect(entry, kernel, self.settings.crash_guard)
             if why:
@@ -172,6 +175,16 @@ class Settling:
         for entry in journal.entries()[0]:
             if _in_force_here(entry, kernel):
                 journal.begin(entry).note(stopped=round(uptime(), 3))
+
+    def _unload_left_over(self, entries: Sequence[Entry], kernel: RunningKernel) -> None:
+        """Unload modules of livepatches that ended in this boot: they patch nothing any more."""
+        for entry in entries:
+            name = entry.module.name if entry.module else ""
+            last = entry.last
+            ended = last is not None and last.step in _ENDED and last.boot_id == kernel.boot_id and not entry.forced
+            if name and ended and livepatch(name, self.host.root) is None and self._loader().left_over(name):
+                left = self._loader().unload_replaced(name)
+                self.output.line(f"the module {name} is unloaded" if left is None else f"note: {left}")
 
     def _note_survival(self, entry: Entry, journal: Journal, kernel: RunningKernel) -> None:
         if not _in_force_here(entry, kernel):
@@ -190,6 +203,8 @@ class Settling:
                 self._remove(name)
             elif repair.action == "keep":
                 self._keep(name)
+            if repair.step == "loaded":
+                self._loader().await_replaced(name, frozenset(repair.entry.replaces))
         except HostError as error:
             self.output.warn(f"{name} could not be set right: {error.message} {error.hint or ''}".rstrip())
             return
@@ -197,11 +212,13 @@ class Settling:
         if repair.step == "loaded":
             record_replaced(repair.entry.replaces, name, kernel, self.state, self.host.root)
 
+    def _loader(self) -> Loader:
+        return Loader(self.host, self.settings.transition_timeout, self.output.line)
+
     def _remove(self, name: str) -> None:
-        loader = Loader(self.host, self.settings.transition_timeout, self.output.line)
         if livepatch(name, self.host.root) or (self.host.root / "sys/module" / name).exists():
             with contextlib.suppress(ModuleStaysError):
-                loader.revert(name)
+                self._loader().revert(name)
 
     def _keep(self, name: str) -> None:
         transition = Transition(name, self.host, self.output.line)
