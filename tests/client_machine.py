@@ -128,8 +128,15 @@ class HostMachine:
 
         self.monkeypatch.setattr(Path, "replace", counted_replace)
         self.monkeypatch.setattr(os, "fsync", counted_fsync)
-        for name in ("load", "unload", "switch", "sleep"):
+        for name in ("load", "unload", "switch"):
             self.monkeypatch.setattr(self.kernel, name, self._counted(getattr(self.kernel, name)))
+        sleep = self.kernel.sleep
+
+        def counted_sleep(seconds: float) -> None:
+            self.effect()
+            sleep(seconds)
+
+        self.monkeypatch.setattr(self.kernel, "sleep", counted_sleep)
 
     def _counted(self, call: Any) -> Any:
         def counted(*arguments: Any, **named: Any) -> Any:

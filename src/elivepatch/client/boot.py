@@ -7,6 +7,7 @@ force for another kernel (another build ID) stays on the disk, and so does what 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from elivepatch.client.journal import Entry, Journal
 from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
-from elivepatch.client.state import StateDirectory, require_trusted
+from elivepatch.client.state import LockedError, StateDirectory, require_trusted
 from elivepatch.errors import ElivepatchError, HostError, InvalidInputError, ModuleRejectedError
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel
 from elivepatch.protocol import limits
@@ -123,12 +124,15 @@ class Boot:
         return Allowed(name=module)
 
     def mark(self, *, shutdown: bool) -> None:
-        """Write down that the host is up, or that it begins to go down in an orderly way. Raises HostError."""
+        """Write down that the host is up, or that it begins to go down in an orderly way. Raises HostError.
+
+        Whoever holds the lock has just written that the host is up; one that keeps it is no failure of this.
+        """
         self._require_root("The journal belongs to root.")
         state = StateDirectory(self.settings.state_dir, self.host.user)
         if not state.path.exists():
             return
-        with state.locked(patience=10):
+        with contextlib.suppress(*() if shutdown else (LockedError,)), state.locked(patience=10):
             settling = Settling(self.host, self.settings, state, self.output)
             kernel = running_kernel(self.host.root)
             settling.run(kernel)

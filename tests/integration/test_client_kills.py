@@ -11,6 +11,8 @@ import pytest
 
 from client_machine import FIRST, SECOND, HostMachine, KilledError
 
+pytestmark = pytest.mark.integration
+
 Work = Callable[[HostMachine], object]
 
 
