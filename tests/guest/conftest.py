@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import demo_host
 import pytest
 from guest_support import Kit
-from restarting_host import RestartingHost, crafted_report
+from restarting_host import RestartingHost, crafted_report, kept_host
 
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.kernel.release import Release
@@ -80,16 +81,15 @@ def livepatches(kernel: PreparedKernel, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def client_host(
     workshop: Workshop, kernel: PreparedKernel, release: Release, progress: Progress
-) -> demo_host.GuestHost:
+) -> Generator[demo_host.GuestHost]:
     """A host that has the client."""
-    return demo_host.guest_host(workshop, kernel, demo_host.find_kernel(workshop, release, progress), progress)
+    with kept_host(workshop, kernel, release, progress) as host:
+        yield host
 
 
 @pytest.fixture
-def restarting_host(
-    client_host: demo_host.GuestHost, kernel: PreparedKernel, livepatches: Path, tmp_path: Path, workshop: Workshop
-) -> RestartingHost:
-    """That host with a disk that outlives its restarts, and the livepatches to try, each with a report."""
+def trial_files(kernel: PreparedKernel, livepatches: Path) -> dict[str, bytes]:
+    """The livepatches to try, each with a report and a patch."""
     files: dict[str, bytes] = {}
     for name, definitions in VARIANTS.items():
         if function := definitions.get("FUNCTION", "").strip('"'):
@@ -99,6 +99,13 @@ def restarting_host(
             report = crafted_report(module, name, kernel.release, kernel.build_id, [(klp_object, function)])
             files[f"{name}.json"] = report
             files[f"{name}.patch"] = f"From CVE-2026-1{len(files):04}\n--- a/{name}.c\n+++ b/{name}.c\n".encode()
-    return RestartingHost(
-        client_host.image, client_host.kernel, client_host.busybox, tmp_path / "host", workshop.cache / "guests", files
-    )
+    return files
+
+
+@pytest.fixture
+def restarting_host(
+    client_host: demo_host.GuestHost, trial_files: dict[str, bytes], tmp_path: Path, workshop: Workshop
+) -> RestartingHost:
+    """That host with a disk that outlives its restarts, and the livepatches to try."""
+    work, shared = tmp_path / "host", workshop.cache / "guests"
+    return RestartingHost(client_host.image, client_host.kernel, client_host.busybox, work, shared, trial_files)

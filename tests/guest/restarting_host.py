@@ -8,20 +8,29 @@ guest had not brought to the disk is lost.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
+import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import demo_host
+
 from elivepatch import process
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.kernel.release import Release
+from elivepatch.progress import Progress
 from elivepatch.vm import initramfs, machine
 from elivepatch.vm.machine import GuestKernel
 from elivepatch.vm.modules import ModuleDirectory
+from elivepatch.workshop import Workshop
 
 _MEMORY_MIB = 640
 _STATE = "/var/lib/elivepatch-client"
@@ -42,9 +51,12 @@ mount -t tmpfs -o mode=1777 tmpfs /root/tmp
 mkdir -p /root/run/guest /root/var/lib/elivepatch-client
 cp -r /bin/busybox /files /payload /second /root/run/guest
 mount -t ext4 -o "$(cat /options)" /dev/vdb /root/var/lib/elivepatch-client || echo "no state disk"
+sh /prepare
 for directory in proc sys dev; do mount --move "/$directory" "/root/$directory"; done
-exec switch_root /root /run/guest/busybox sh /run/guest/second
+exec switch_root /root $(cat /start)
 """
+#: What is the first process of the host, where it is no init system.
+_NO_INIT = "/run/guest/busybox sh /run/guest/second"
 
 _SECOND = r"""
 exec </dev/null >/dev/ttyS1 2>&1
@@ -54,6 +66,8 @@ cd /run/guest/files
 status=$?
 echo
 echo "@NONCE status $status"
+"""
+_OFF = """
 umount /var/lib/elivepatch-client
 /run/guest/busybox poweroff -f
 """
@@ -81,7 +95,11 @@ class Ended:
 
 @dataclass
 class RestartingHost:
-    """A host; ``files`` lie in the directory in which scripts run."""
+    """A host; ``files`` lie in the directory in which scripts run.
+
+    With ``init`` that program is its first process, which runs /run/guest/second and then ends by itself; what it takes
+    for that ``prepare`` does, a script that is run when the root file system is at /root.
+    """
 
     image: Path
     kernel: GuestKernel
@@ -89,6 +107,8 @@ class RestartingHost:
     work: Path
     shared: Path
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    init: str = ""
+    prepare: str = ""
 
     def __post_init__(self) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
@@ -168,18 +188,36 @@ class RestartingHost:
 
     def _own_part(self, kernel: GuestKernel, script: str, options: str, nonce: str) -> bytes:
         tree = initramfs.Tree()
-        drivers = ModuleDirectory(kernel.modules).load_order(["virtio_blk"])
+        drivers = ModuleDirectory(kernel.modules).load_order(["virtio_blk", "ext4"])
         tree.file("/modules/order", "".join(f"{driver.name}\n" for driver in drivers).encode())
         for driver in drivers:
             tree.file(f"/modules/{driver.name}.ko", driver.elf)
         tree.file("/init", _INIT.encode(), 0o755)
         tree.file("/options", options.encode())
-        tree.file("/second", _SECOND.replace("NONCE", nonce).encode())
+        second = _SECOND if self.init else _SECOND + _OFF
+        tree.file("/second", second.replace("NONCE", nonce).encode())
+        tree.file("/start", (self.init or _NO_INIT).encode())
+        tree.file("/prepare", self.prepare.encode())
         tree.file("/payload", (_PRELUDE + script).encode())
         tree.directory("/files")
         for name, data in self.files.items():
             tree.file(f"/files/{name}", data)
         return tree.archive()
+
+
+@contextlib.contextmanager
+def kept_host(
+    workshop: Workshop, kernel: PreparedKernel, release: Release, progress: Progress, *packages: str
+) -> Generator[demo_host.GuestHost]:
+    """A host with more packages; its image stays for as long as it is used, whatever others make meanwhile."""
+    files = demo_host.find_kernel(workshop, release, progress)
+    host = demo_host.guest_host(workshop, kernel, files, progress, packages)
+    held = host.image.with_name(f".held-{os.getpid()}-{host.image.name}")
+    held.hardlink_to(host.image)
+    try:
+        yield dataclasses.replace(host, image=held)
+    finally:
+        held.unlink()
 
 
 def crafted_report(
