@@ -146,7 +146,8 @@ mark force; {LOAD.format("lp_stuck")} -p lp_good.patch -p lp_stuck.patch --timeo
 mark forced; elivepatch status; echo "exit $?"
 mark log; dmesg | grep -E 'WARNING|BUG|Oops|Call Trace'
 mark end
-"""
+""",
+        timeout=1200,
     ).sections
     print("".join(told.values()))
     assert "transition: 1 task still to move: 2 (kthreadd) in" in told["stuck"]

@@ -342,6 +342,15 @@ def test_one_whose_patches_were_not_named_is_not_replaced_either(machine: HostMa
     assert "without its patches being named" in result.stderr
 
 
+def test_what_a_forced_one_replaced_is_left_alone(loaded: HostMachine) -> None:
+    loaded.kernel.stuck = True
+    assert loaded.load(SECOND, "--force", patches=(FIRST, SECOND)).exit_code == 0
+    assert f"unload {FIRST}" not in loaded.kernel.log
+    assert loaded.run("repair").exit_code == 0
+    assert f"unload {FIRST}" not in loaded.kernel.log
+    assert loaded.agreed() == [SECOND]
+
+
 def test_force_ends_a_transition_and_says_what_that_means(machine: HostMachine) -> None:
     machine.kernel.stuck = True
     assert machine.load(FIRST).exit_code == 4

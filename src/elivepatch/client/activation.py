@@ -93,6 +93,9 @@ class Activation:
         self._record_loaded(record, loaded)
         replaced = self._record_replaced(ended, module.name)
         for name in replaced:
+            if loaded.forced:  # klp_force_transition() pins every module that was in force
+                self._note_forced(name)
+                continue
             left = loader.unload_replaced(name)
             self.output.line(f"{name} is replaced and unloaded" if left is None else f"note: {left}")
         flags = taint_flags(loaded.new_taint)
@@ -116,6 +119,13 @@ class Activation:
                 f"{loaded.name} is in force, and the journal could not be told: {error.message}",
                 hint=f"{error.hint or ''} Then run 'elivepatch repair', which makes that good.".strip(),
             ) from error
+
+    def _note_forced(self, name: str) -> None:
+        journal = Journal(self.state)
+        entry = journal.latest_of(name)
+        if entry:
+            journal.begin(entry).note(forced=True)
+        self.output.line(f"note: {name} is replaced; its module stays until the next boot, because of the force")
 
     def _clear_away(self, name: str, loader: Loader) -> None:
         """Unload what a crash or a busy kernel left of an earlier load of this module."""

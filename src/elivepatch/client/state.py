@@ -191,8 +191,9 @@ class StateDirectory:
                     f"Another elivepatch (process {_process_in(descriptor)}) is changing this kernel.",
                     hint="Wait until it has ended, then try again.",
                 )
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, only its holder not named
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)

@@ -24,7 +24,7 @@ POLL = 0.1
 _TELL_EVERY = 5.0
 _NUDGE_EVERY = 5.0
 #: Seconds in which a transition is over once it was ended by force.
-_FORCED_WITHIN = 10.0
+_FORCED_WITHIN = 60.0
 _TASKS_NAMED = 8
 _TASKS_TOLD = 3
 
