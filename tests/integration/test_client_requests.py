@@ -10,6 +10,7 @@ import json
 import re
 import stat
 import time
+import types
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -759,7 +760,7 @@ def test_a_clock_that_is_an_hour_off_loads_nothing(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, seconds: int, words: str
 ) -> None:
     now = time.time
-    monkeypatch.setattr("elivepatch.client.connection.time.time", lambda: now() + seconds)
+    monkeypatch.setattr("elivepatch.client.connection.time", types.SimpleNamespace(time=lambda: now() + seconds))
     result = rig.run()
     assert result.exit_code == 4, result.output
     assert re.search(words, result.stderr), result.stderr
