@@ -140,6 +140,9 @@ class Reverting:
         entry = journal.latest_of(module)
         if livepatch(module, self.host.root) is None and entry and entry.last and entry.last.step in _WAITING:
             return self._forget(module, entry, journal, kernel)
+        gone = livepatch(module, self.host.root) is None and not (self.host.root / "sys/module" / module).exists()
+        if gone and entry and entry.last and entry.last.step == "replaced":
+            return _reverted(module, entry, 0, note="it was replaced before, and nothing is left of it")
         entry = entry or Entry(id=new_id(), release=kernel.release, module=StoredModule(name=module, sha256="", size=0))
         record = journal.begin(entry)
 
