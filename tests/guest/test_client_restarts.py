@@ -15,7 +15,7 @@ from elivepatch.progress import Progress
 from elivepatch.vm.machine import GuestKernel
 from elivepatch.workshop import Workshop
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.slow]
 
 LOAD = "elivepatch load {0}.ko --report {0}.json"
 

@@ -11,7 +11,7 @@ import pytest
 
 from client_machine import FIRST, SECOND, HostMachine, KilledError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 Work = Callable[[HostMachine], object]
 
