@@ -102,6 +102,10 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(
+                f"No space is left to make {path}.", hint="Free some space on that file system and try again."
+            ) from error
         raise HostError(
             f"{path} cannot be made: {error.strerror}.",
             hint="Run this as root, set another state_dir, or use --no-load -o FILE.",
