@@ -9,12 +9,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import demo_guest
 import httpx2
+from guest_image import PACKAGES, make_image
 
 from elivepatch import process
 from elivepatch.build.prepared import PreparedKernel
@@ -63,13 +64,20 @@ def find_kernel(workshop: Workshop, release: Release | None, progress: Progress)
     return files
 
 
-def guest_host(workshop: Workshop, kernel: PreparedKernel, files: KernelFiles, progress: Progress) -> GuestHost:
-    """A host that runs the stock kernel and has the client."""
+def guest_host(
+    workshop: Workshop,
+    kernel: PreparedKernel,
+    files: KernelFiles,
+    progress: Progress,
+    more_packages: Sequence[str] = (),
+) -> GuestHost:
+    """A host that runs the stock kernel and has the client, and ``more_packages`` than it needs."""
     with tempfile.TemporaryDirectory(prefix="elivepatch-host-") as scratch:
         for package in files.images:
             process.run(["dpkg-deb", "--extract", files.path(package), scratch], timeout=300)
         guests = workshop.cache / "guests"
-        image = demo_guest.make_image(guests, SUITE, kernel.release, Path(scratch), PROJECT, progress)
+        packages = (*PACKAGES, *more_packages)
+        image = make_image(guests, SUITE, kernel.release, Path(scratch), PROJECT, progress, packages)
     return GuestHost(image, GuestKernel(kernel.release, kernel.vmlinuz, kernel.modules_directory), kernel.root.busybox)
 
 

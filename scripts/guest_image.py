@@ -46,15 +46,15 @@ def _namespace() -> list[str]:
 # -- the root file system
 
 
-def make_base(cache: Path, suite: str, progress: Progress) -> Path:
+def make_base(cache: Path, suite: str, progress: Progress, packages: Sequence[str] = PACKAGES) -> Path:
     """A tar archive of the suite's minimal root file system with our packages; made once per suite and package set."""
-    base = cache / f"guest-base-{suite}-{_digest(*map(str.encode, (suite, *PACKAGES, *_LEFT_OUT)))}.tar"
+    base = cache / f"guest-base-{suite}-{_digest(*map(str.encode, (suite, *packages, *_LEFT_OUT)))}.tar"
     if base.exists():
         return base
     progress.step(f"making a root file system of {suite} (about a minute)")
     cache.mkdir(parents=True, exist_ok=True)
     aside = cache / f".{base.name}.{os.getpid()}.tar"
-    argv: list[str | Path] = ["mmdebstrap", "--variant=essential", f"--include={','.join(PACKAGES)}", "--format=tar"]
+    argv: list[str | Path] = ["mmdebstrap", "--variant=essential", f"--include={','.join(packages)}", "--format=tar"]
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
     process.find_program("mmdebstrap", hint="Install mmdebstrap.")
     process.run([*argv, suite, aside], timeout=1800, sink=progress.log)
@@ -148,7 +148,13 @@ def install_client(wheel: Path, python_version: str, stage: Path) -> None:
 
 
 def make_image(
-    cache: Path, suite: str, release: str, image_package_root: Path, project: Path, progress: Progress
+    cache: Path,
+    suite: str,
+    release: str,
+    image_package_root: Path,
+    project: Path,
+    progress: Progress,
+    packages: Sequence[str] = PACKAGES,
 ) -> Path:
     """An ext4 image of a host that runs a stock kernel and has the client; kept in ``cache`` by what it is made of.
 
@@ -157,7 +163,7 @@ def make_image(
     """
     for name in ("mmdebstrap", "mke2fs"):
         process.find_program(name, hint="Install mmdebstrap and e2fsprogs.")
-    base = make_base(cache, suite, progress)
+    base = make_base(cache, suite, progress, packages)
     with tempfile.TemporaryDirectory(prefix=".guest-image-", dir=cache) as name:
         work = Path(name)
         wheel = build_wheel(project, work)

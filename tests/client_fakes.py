@@ -145,6 +145,12 @@ class FakeKernel:
 
     def switch(self, path: Path, *, on: bool) -> None:
         name = path.parent.name
+        if path.name != "enabled":
+            self.log.append(f"{path.name} {name}")
+            if path.name == "force":
+                self._tasks("-1")
+                self._finish(name)
+            return
         self.log.append(f"{'enable' if on else 'disable'} {name}")
         if name not in self.targets:
             raise FileNotFoundError(errno.ENOENT, "no livepatch")

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
+import demo_host
 import pytest
 from guest_support import Kit
+from restarting_host import RestartingHost, crafted_report, kept_host
 
 from elivepatch.build.prepared import PreparedKernel
+from elivepatch.kernel.release import Release
+from elivepatch.progress import Progress
 from elivepatch.toolchains.sandbox import JOB, TREE, give_to_sandbox
 from elivepatch.vm.machine import GuestKernel
 from elivepatch.workshop import Workshop
@@ -32,6 +37,13 @@ VARIANTS: dict[str, dict[str, str]] = {
     "lp_fails": {**_CMDLINE, "ON_LOAD": "return -EINVAL;"},
     "lp_taints": {**_CMDLINE, "ON_LOAD": "add_taint(TAINT_USER, LOCKDEP_STILL_OK);"},
     "lp_none": {"NO_PATCH": ""},
+    "lp_second": {**_CMDLINE, "REPLACEMENT": _SHOW.replace("livepatched", "livepatched twice")},
+    "lp_late_panic": {
+        "FUNCTION": '"cmdline_proc_show"',
+        "REPLACEMENT": 'static void late(struct work_struct *w) { panic("too late"); } '
+        f"static DECLARE_DELAYED_WORK(work, late); {_SHOW}",
+        "ON_LOAD": "schedule_delayed_work(&work, 5 * HZ);",
+    },
     "lp_stuck": {
         "FUNCTION": '"kthreadd"',
         "REPLACEMENT": "static int replacement(void *unused) { return 0; }",
@@ -64,3 +76,36 @@ def livepatches(kernel: PreparedKernel, tmp_path_factory: pytest.TempPathFactory
     if done.returncode != 0:
         pytest.fail(f"the livepatches to try do not build:\n{done.stdout}{done.stderr}")
     return directory
+
+
+@pytest.fixture(scope="session")
+def client_host(
+    workshop: Workshop, kernel: PreparedKernel, release: Release, progress: Progress
+) -> Generator[demo_host.GuestHost]:
+    """A host that has the client."""
+    with kept_host(workshop, kernel, release, progress) as host:
+        yield host
+
+
+@pytest.fixture
+def trial_files(kernel: PreparedKernel, livepatches: Path) -> dict[str, bytes]:
+    """The livepatches to try, each with a report and a patch."""
+    files: dict[str, bytes] = {}
+    for name, definitions in VARIANTS.items():
+        if function := definitions.get("FUNCTION", "").strip('"'):
+            klp_object = definitions.get("OBJECT", '"vmlinux"').strip('"')
+            module = (livepatches / f"{name}.ko").read_bytes()
+            files[f"{name}.ko"] = module
+            report = crafted_report(module, name, kernel.release, kernel.build_id, [(klp_object, function)])
+            files[f"{name}.json"] = report
+            files[f"{name}.patch"] = f"From CVE-2026-1{len(files):04}\n--- a/{name}.c\n+++ b/{name}.c\n".encode()
+    return files
+
+
+@pytest.fixture
+def restarting_host(
+    client_host: demo_host.GuestHost, trial_files: dict[str, bytes], tmp_path: Path, workshop: Workshop
+) -> RestartingHost:
+    """That host with a disk that outlives its restarts, and the livepatches to try."""
+    work, shared = tmp_path / "host", workshop.cache / "guests"
+    return RestartingHost(client_host.image, client_host.kernel, client_host.busybox, work, shared, trial_files)

@@ -13,6 +13,7 @@
 #include <linux/livepatch.h>
 #include <linux/seq_file.h>
 #include <linux/fs.h>
+#include <linux/workqueue.h>
 
 #ifndef OBJECT
 #define OBJECT NULL

@@ -263,9 +263,13 @@ REFUSED: list[tuple[str, Callable[[Rig], object], str]] = [
     ("patch missing", lambda rig: _stored(rig).unlink(), "its patch meminfo.patch .* is missing"),
     ("patch damaged", lambda rig: _stored(rig).write_bytes(b"x"), "its patch meminfo.patch .* is damaged"),
     ("other build", _rewrite(build_id="cd" * 20), "is in the journal for another kernel"),
-    ("other boot", _rewrite(steps=[_step("loading"), _step("loaded", "9" * 36)]), "not loaded by elivepatch in this"),
+    (
+        "other boot",
+        _rewrite(steps=[_step("loading"), _step("loaded", "9" * 36)], survived=True),
+        "not loaded by elivepatch in this",
+    ),
+    ("crashed with", _rewrite(steps=[_step("loading"), _step("loaded", "9" * 36)]), "journal ends with 'guarded'"),
     ("reverted", _rewrite(steps=[_step("loading"), _step("reverted")]), "the journal ends with 'reverted'"),
-    ("interrupted", _rewrite(steps=[_step("loading")], changed=[]), "the journal ends with 'loading'"),
     ("moving", lambda rig: rig.kernel.add("moving"), "moving is in transition"),
     ("writable", lambda rig: rig.state.chmod(0o777), "can be written to by others"),
 ]
@@ -298,7 +302,15 @@ def test_an_interrupted_load_that_is_in_force_is_contained(first: Rig) -> None:
     _rewrite(steps=[_step("loading")])(first)
     assert run(first).exit_code == 0
     assert [name for name, _ in sent(first)] == ["meminfo.patch", "b.patch"]
-    assert steps_of(first, NAME) == ["loading", "replaced"]
+    assert steps_of(first, NAME) == ["loading", "loaded", "replaced"]
+
+
+def test_an_interrupted_load_of_other_functions_is_undone_and_not_contained(first: Rig) -> None:
+    _rewrite(steps=[_step("loading")], changed=[])(first)
+    assert run(first).exit_code == 0
+    assert [name for name, _ in sent(first)] == ["b.patch"]
+    assert steps_of(first, NAME) == ["loading", "undone"]
+    assert in_force(first) == [SECOND]
 
 
 def test_who_may_not_read_the_journal_is_told_so(first: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

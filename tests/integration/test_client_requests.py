@@ -7,7 +7,10 @@ import errno
 import gzip
 import hashlib
 import json
+import re
 import stat
+import time
+import types
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -747,3 +750,22 @@ def test_version_and_help(rig: Rig) -> None:
     usage = rig.run("-h", patch=False).stdout
     for flag in ("-c", "-e", "-p", "-k", "-a", "-l", "-u", "-d", "-v", "--base-patch", "--no-load", "-o", "--check"):
         assert f"{flag}" in usage
+
+
+# -- clocks
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-3600, r"3[56]\d\d s behind"), (3600, r"3[56]\d\d s ahead of")])
+def test_a_clock_that_is_an_hour_off_loads_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, seconds: int, words: str
+) -> None:
+    now = time.time
+    monkeypatch.setattr("elivepatch.client.connection.time", types.SimpleNamespace(time=lambda: now() + seconds))
+    result = rig.run()
+    assert result.exit_code == 4, result.output
+    assert re.search(words, result.stderr), result.stderr
+    assert "clock_tolerance" in result.stderr
+    assert rig.kernel.log == []
+    assert livepatches(rig.host.root) == ()
+    assert rig.run("--no-load", "-o", rig.tmp / "out.ko").exit_code == 0
+    assert rig.run(env={"ELIVEPATCH_CLOCK_TOLERANCE": "0"}).exit_code == 0

@@ -35,6 +35,7 @@ class Connection:
     findings: tuple[Diagnosis, ...] = ()
     report: Report | None = None
     events: tuple[Event, ...] = ()
+    clock_ahead: float | None = None
 
     def __enter__(self) -> Self:
         return self

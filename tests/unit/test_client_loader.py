@@ -81,7 +81,8 @@ def test_taint_that_a_livepatch_does_not_explain_is_told(bench: Bench) -> None:
 def test_a_long_transition_is_talked_about(bench: Bench) -> None:
     bench.kernel.seconds = 12
     bench.load()
-    assert bench.words == ["transition: 2 tasks still to move"] * 2
+    where = "in meminfo_proc_show+0x12/0x34"
+    assert bench.words == [f"transition: 2 tasks still to move: 41 (kworker/0:1) {where}, 1234 (cat) {where}"] * 2
 
 
 def test_a_transition_that_sticks_is_undone_and_its_tasks_named(bench: Bench) -> None:
@@ -289,7 +290,7 @@ def test_a_livepatch_that_the_load_displaced_is_not_called_undone(
     def lost(_self: Loader, name: str, _replaces: object) -> None:
         raise HostError(f"{name} is not as it should be.")
 
-    monkeypatch.setattr(Loader, "_await_replaced", lost)
+    monkeypatch.setattr(Loader, "await_replaced", lost)
     bench.kernel.lingers = 0
     with pytest.raises(HostError, match=r"there were other \(enabled\), now there are no livepatches") as caught:
         bench.load(replaces=REPLACES)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_fakes import BOOT_ID, NAME, FakeKernel, fake_host
+from elivepatch.client.address import check_url, is_loopback, is_protected
 from elivepatch.client.cli import cli
-from elivepatch.client.connection import check_url, is_loopback, is_protected
 from elivepatch.client.event_stream import EventStream, Message
 from elivepatch.client.inputs import InputFile, Inputs
 from elivepatch.client.journal import Entry, Journal, Step, StoredModule, new_id

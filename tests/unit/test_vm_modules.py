@@ -39,6 +39,8 @@ def directory(tmp_path: Path) -> Path:
         "lib/other.ko": ["depends=base"],
         "lib/base.ko": ["depends="],
         "lib/soft.ko": ["depends="],
+        "lib/digest.ko": ["depends=", "softdep=pre: crypto-sum"],
+        "crypto/sum_generic.ko": ["depends="],
         "lib/ring_a.ko": ["depends=ring_b"],
         "lib/ring_b.ko": ["depends=ring_a"],
     }.items():
@@ -51,6 +53,11 @@ def directory(tmp_path: Path) -> Path:
 def test_a_module_comes_after_all_it_needs(directory: Path) -> None:
     names = [m.name for m in ModuleDirectory(directory).load_order(["top"])]
     assert names == ["soft", "base", "mid_one", "other", "top"]
+
+
+def test_an_algorithm_that_is_wished_for_by_its_alias_is_found(directory: Path) -> None:
+    names = [m.name for m in ModuleDirectory(directory).load_order(["digest"])]
+    assert names == ["sum_generic", "digest"]
 
 
 def test_what_is_loaded_is_uncompressed(directory: Path) -> None:

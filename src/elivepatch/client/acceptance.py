@@ -6,9 +6,11 @@ Decides only; nothing here reads a file. The bytes are already those that the re
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
+from elivepatch.client.journal import Entry
 from elivepatch.errors import BuildIdMismatchError, Diagnosis, HostError, ModuleRejectedError
 from elivepatch.kernel.module_file import ModuleFile, read_module
 from elivepatch.kernel.running import RELEASE, RunningKernel
@@ -60,6 +62,32 @@ def check_module(data: bytes, report: Report, release: str | None) -> AcceptedMo
         raise _rejected(f"{name} is for the kernel {file.release}, not for {wanted}")
     changed = frozenset((kernel_name(f.object), f.function) for f in report.changed if f.kind == "changed")
     return AcceptedModule(name, wanted, file, changed)
+
+
+def accept_stored(data: bytes, entry: Entry, kernel: RunningKernel) -> AcceptedModule:
+    """Check a module that was accepted before and lay on the disk since, against the journal and the running kernel.
+
+    Raises ModuleRejectedError and BuildIdMismatchError.
+    """
+    said = entry.module
+    hint = "It was not loaded: something changed it on the disk. Ask for its patches again, which fetches it anew."
+    if said is None or hashlib.sha256(data).hexdigest() != said.sha256:
+        raise _rejected("it is not the one that was checked (its SHA-256 is another)", hint=hint)
+    if entry.build_id is None or entry.build_id != kernel.build_id:
+        raise BuildIdMismatchError(
+            f"{said.name} is for the kernel with the build ID {entry.build_id or '(unknown)'}; "
+            f"this host runs {kernel.build_id or '(unknown)'}.",
+            hint="It was not loaded. Ask for its patches again, for the running kernel.",
+        )
+    file = read_module(data)
+    if file.name is None or kernel_name(file.name) != said.name or not MODULE_NAME.fullmatch(said.name):
+        raise _rejected(f"the journal calls it {said.name[:80]!r}, the module calls itself {file.name}", hint=hint)
+    if not file.livepatch or file.release != kernel.release or file.is_for_machine(kernel.machine) is False:
+        raise _rejected(f"{said.name} is no livepatch for {kernel.release} on {kernel.machine}", hint=hint)
+    changed = frozenset((kernel_name(f.object), f.function) for f in entry.changed if f.kind == "changed")
+    if not changed:
+        raise _rejected(f"the journal does not know what {said.name} changes", hint=hint)
+    return AcceptedModule(said.name, kernel.release, file, changed)
 
 
 def check_fits(module: AcceptedModule, report: Report, kernel: RunningKernel, asked: BuildRequest) -> None:

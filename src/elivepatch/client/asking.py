@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elivepatch.client.connection import Connection, Part
 from elivepatch.client.output import Output
-from elivepatch.errors import InvalidInputError, NotFoundError, UnavailableError
+from elivepatch.errors import HostError, InvalidInputError, NotFoundError, UnavailableError
 from elivepatch.kernel.layout import from_kallsyms
 from elivepatch.progress import Event
 from elivepatch.protocol import limits
@@ -21,13 +21,17 @@ _FORM_BYTES = 128 * 1024
 
 @dataclass(frozen=True)
 class Asking:
-    """A connection to the server at ``url``, and how to tell what comes over it. ``timeout`` is seconds for a build."""
+    """A connection to the server at ``url``, and how to tell what comes over it. ``timeout`` is seconds for a build.
+
+    ``clock_tolerance`` is how far (seconds) the clocks of host and server may be apart; 0 for as far as may be.
+    """
 
     connection: Connection
     url: str
     output: Output
     root: Path
     timeout: float
+    clock_tolerance: float = 0
 
     def ask(self, request: BuildRequest, parts: Sequence[Part], send_image: Callable[[], str | None]) -> Build:
         """The build of a request, ended.
@@ -49,6 +53,18 @@ class Asking:
         build = build or self._build(request, parts)
         return self._explained(build, request, parts)
 
+    def _check_clock(self) -> None:
+        """Check that both clocks agree: certificates and signatures are valid or not by the clock of this host."""
+        ahead = self.connection.clock_ahead
+        if ahead is None or not self.clock_tolerance or abs(ahead) <= self.clock_tolerance:
+            return
+        raise HostError(
+            f"The clock of this host is {abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} that of {self.url}: "
+            "what is valid here and now cannot be told.",
+            hint="Nothing was loaded. Set the clock that is wrong (timedatectl, chronyc), then ask again; the setting "
+            "clock_tolerance says how far they may be apart.",
+        )
+
     def _explained(self, build: Build, request: BuildRequest, parts: Sequence[Part]) -> Build:
         report = build.report
         differs = report is not None and any(found.rule == "layout-mismatch" for found in report.diagnosis)
@@ -68,6 +84,7 @@ class Asking:
     def _build(self, request: BuildRequest, parts: Sequence[Part]) -> Build:
         self.output.line(f"asking {self.url}")
         build_id = self.connection.submit(request, parts)
+        self._check_clock()
         self.output.line(f"build: {build_id}")
         endings: list[Event] = []
 

@@ -3,62 +3,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from elivepatch.client.classic import ClassicGroup
+from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand
 from elivepatch.client.completion_command import completion_command
 from elivepatch.client.dry_run import DryRun
 from elivepatch.client.entry import INTERRUPTED
 from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
+from elivepatch.client.host_commands import COMMANDS
 from elivepatch.client.image import write_image
 from elivepatch.client.inputs import Wish
-from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun
-from elivepatch.client.settings import Settings, load_settings
 from elivepatch.client.state import check_output, write_whole
-from elivepatch.client.status import host_status, revert, status_lines
-from elivepatch.errors import ElivepatchError, InvalidInputError, NotOfferedError
+from elivepatch.client.summary import summary
+from elivepatch.errors import InvalidInputError, NotOfferedError
 from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
 
 _FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json", "log_output"}
-_File = click.Path(path_type=Path)
 _BUILD_DIRECTORY = "Where the running kernel was built; found by itself below /lib/modules and /usr/src otherwise."
-
-
-@contextlib.contextmanager
-def _ending_well(output: Output) -> Generator[list[str]]:
-    """Errors of ours as message, hint and exit status; anything else is a bug and shows where.
-
-    The list takes the warnings of the way there, which are part of the outcome however it ends.
-    """
-    warnings: list[str] = []
-    try:
-        yield warnings
-    except ElivepatchError as error:
-        output.error(error)
-        failure = Failure(code=error.code, message=error.message, hint=error.hint)
-        outcome = Outcome(status="error", exit_status=error.exit_status, error=failure, warnings=tuple(warnings))
-        output.data(outcome.dump())
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        failure = Failure(code="interrupted", message="It was interrupted.")
-        outcome = Outcome(status="error", exit_status=INTERRUPTED, error=failure, warnings=tuple(warnings))
-        output.data(outcome.dump())
-        output.line(
-            "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
-        )
-        sys.exit(INTERRUPTED)
 
 
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -67,27 +38,18 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
         context.exit()
 
 
-def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, object]) -> Settings:
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    settings = load_settings(file=file, environment=os.environ, flags=given, user=host.user)
-    output.debug_wanted = settings.debug
-    if settings.log_output:
-        output.log_to(settings.log_output)
-    return settings
-
-
 @click.group(
     cls=ClassicGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done; 2 wrong usage or input; 3 refused; 4 does not fit, or not loaded; 5 boot test failed; "
-    "6 server, kernel or source not available; 130 interrupted; 1 a bug.",
+    "6 server, kernel or source not available; 7 and 8 of status: look, and wait; 130 interrupted; 1 a bug.",
 )
 @click.option(
     "-c",
     "--conf-file",
     "--conf_file",
-    type=_File,
+    type=FILE,
     metavar="FILE",
     help="Settings to use instead of those in /etc/elivepatch/client.toml.",
 )
@@ -95,7 +57,7 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 @click.option(
     "-p",
     "--patch",
-    type=_File,
+    type=FILE,
     metavar="PATCH",
     multiple=True,
     help="Patch to convert; may be repeated, in the order of application.",
@@ -103,7 +65,7 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 @click.option(
     "-k",
     "--config",
-    type=_File,
+    type=FILE,
     metavar="CONFIG",
     help="Configuration of the kernel, plain or gzip. Found by itself otherwise.",
 )
@@ -118,14 +80,14 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
 @click.option("-u", "--url", metavar="URL", help="Address of the build server.")
 @click.option("-d", "--debug", is_flag=True, default=None, help="Show the output of the build too.")
 @click.option(
-    "--log-output", "--log_output", type=_File, metavar="FILE", help="Write all that is told to this file too."
+    "--log-output", "--log_output", type=FILE, metavar="FILE", help="Write all that is told to this file too."
 )
 @click.option(
     "-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )
 @click.option(
     "--base-patch",
-    type=_File,
+    type=FILE,
     metavar="FILE|DIR",
     multiple=True,
     help="Patch that the running kernel already has, or a directory of them; may be repeated.",
@@ -146,14 +108,14 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
     is_flag=True,
     help="Leave out the patches of livepatches that are in force: their effects end when the new one is loaded.",
 )
-@click.option("--build-directory", type=_File, metavar="DIR", help=_BUILD_DIRECTORY)
+@click.option("--build-directory", type=FILE, metavar="DIR", help=_BUILD_DIRECTORY)
 @click.option("--no-image", is_flag=True, help="Do not send the image of a self-built kernel; the server builds it.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be sent and loaded; send and change nothing.")
 @click.option("--no-load", is_flag=True, help="Fetch and check the module, do not load it.")
-@click.option("-o", "--output", type=_File, metavar="OUT", help="Write the module to this file too.")
+@click.option("-o", "--output", type=FILE, metavar="OUT", help="Write the module to this file too.")
 @click.option(
     "--check",
-    type=_File,
+    type=FILE,
     metavar="SCRIPT",
     help="Script for the boot test: must fail before the load, succeed after, fail after the revert.",
 )
@@ -168,6 +130,11 @@ def _settings(host: Host, output: Output, file: Path | None, flags: dict[str, ob
     is_flag=True,
     help="Load although the patch changes the layout of memory that the kernel has in use: it can corrupt data.",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="End a transition that does not finish in time by force. Dangerous: tasks may meet old and new code.",
+)
 @click.option("--kpatch", is_flag=True, default=None, help="Load through the program kpatch.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition may take before it is undone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
@@ -176,12 +143,12 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
     """Make a livepatch of a PATCH for exactly the running kernel, and load it."""
     host = context.ensure_object(Host)
     output = Output(debug=bool(flags["debug"]), as_json=bool(flags["as_json"]))
-    context.meta["elivepatch.flags"] = flags
+    context.meta[FLAGS] = flags
     if context.invoked_subcommand is not None:
         _refuse_stray_flags(context, flags)
         return
-    with _ending_well(output) as warnings:
-        settings = _settings(host, output, flags["conf_file"], _shared_flags(flags) | _request_flags(flags))
+    with ending_well(output) as warnings:
+        settings = settings_for(host, output, flags["conf_file"], shared_flags(flags) | _request_flags(flags))
         if settings.cve or settings.clear:
             raise NotOfferedError(
                 "The CVE mode (-e, -l) is not part of this version; nothing was done.",
@@ -189,7 +156,14 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
             )
         if not settings.patch:
             raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
-        wish = Wish(settings.patch, flags["output"], flags["check"], flags["accept_warnings"], flags["drop_earlier"])
+        wish = Wish(
+            settings.patch,
+            flags["output"],
+            flags["check"],
+            flags["accept_warnings"],
+            flags["drop_earlier"],
+            flags["force"],
+        )
         kind = DryRun if flags["dry_run"] else RequestRun
         outcome = kind(wish, settings, host, output, warnings).run()
         output.data(outcome.dump())
@@ -197,7 +171,7 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         if outcome.error:
             output.failure(outcome.error.message, outcome.error.hint, report.diagnosis if report else ())
             sys.exit(outcome.exit_status)
-        output.result(_summary(outcome))
+        output.result(summary(outcome))
 
 
 def _refuse_stray_flags(context: click.Context, flags: dict[str, Any]) -> None:
@@ -207,11 +181,6 @@ def _refuse_stray_flags(context: click.Context, flags: dict[str, Any]) -> None:
             raise click.UsageError(
                 f"'{name.replace('_', '-')}' has no meaning for '{context.invoked_subcommand}'.", context
             )
-
-
-def _shared_flags(flags: dict[str, Any]) -> dict[str, object]:
-    names = {"url": "url", "debug": "debug", "transition_timeout": "timeout", "log_output": "log_output"}
-    return {setting: flags[flag] for setting, flag in names.items()}
 
 
 def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
@@ -233,74 +202,32 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def _summary(outcome: Outcome) -> str:
-    module = outcome.module
-    name = module.name if module else "the module"
-    places = [place for place in (module.output, module.stored) if place] if module else []
-    where = f" ({', '.join(places)})" if places else ""
-    if outcome.status == "loaded":
-        more = ""
-        if outcome.replaced:
-            names = ", ".join(patch.name for patch in outcome.patches)
-            more = f"; it replaced {', '.join(outcome.replaced)} and contains {names}"
-        for lost in outcome.dropped:
-            more += f"; {lost.name} is gone with {', '.join(lost.patches) or 'its effects'}"
-        return f"{name} is loaded, its transition took {outcome.transition_seconds:.1f} s{where}{more}"
-    if outcome.status == "dry-run":
-        return "dry run: nothing was sent, and nothing was changed"
-    if outcome.status == "present":
-        return f"{name} is already loaded{where}"
-    return f"{name} for {outcome.kernel} is fetched and checked, not loaded{where}"
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON on stdout.")
-@click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
-    """Show which livepatches the kernel holds and where they come from."""
-    host = context.ensure_object(Host)
-    flags: dict[str, Any] = context.meta["elivepatch.flags"]
-    output = Output(as_json=as_json or flags["as_json"])
-    with _ending_well(output):
-        settings = _settings(host, output, flags["conf_file"], _shared_flags(flags))
-        found = host_status(host, settings.state_dir)
-        output.data(found.dump())
-        for line in status_lines(found):
-            output.result(line)
-
-
 @cli.command("facts")
-@click.option("-o", "--output", "file", type=_File, metavar="OUT", help="Write them to this file instead.")
+@click.option("-o", "--output", "file", type=FILE, metavar="OUT", help="Write them to this file instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print errors as JSON too; the facts always are.")
 @click.pass_context
 def facts_command(context: click.Context, file: Path | None, as_json: bool) -> None:
     """Print what a server is told about this host, as JSON: for a build that is asked for elsewhere."""
-    host = context.ensure_object(Host)
-    flags: dict[str, Any] = context.meta["elivepatch.flags"]
-    output = Output(as_json=as_json or flags["as_json"])
-    with _ending_well(output):
-        text = host_facts(running_kernel(host.root), host.root).dump_json() + "\n"
+    with subcommand(context, as_json=as_json) as command:
+        root = command.host.root
+        text = host_facts(running_kernel(root), root).dump_json() + "\n"
         if file is None:
             click.echo(text, nl=False)
         else:
             check_output(file)
             write_whole(file, text.encode(), mode=0o644)
-            output.line(f"facts: {file}")
+            command.output.line(f"facts: {file}")
 
 
 @cli.command("image")
-@click.option("-o", "--output", "file", type=_File, metavar="FILE", help="Where to; image-RELEASE.tar.xz otherwise.")
-@click.option("--build-directory", type=_File, metavar="DIR", help=_BUILD_DIRECTORY)
+@click.option("-o", "--output", "file", type=FILE, metavar="FILE", help="Where to; image-RELEASE.tar.xz otherwise.")
+@click.option("--build-directory", type=FILE, metavar="DIR", help=_BUILD_DIRECTORY)
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on stdout.")
 @click.pass_context
 def image_command(context: click.Context, file: Path | None, build_directory: Path | None, as_json: bool) -> None:
     """Write the image of the running kernel to a file: for a build that is made elsewhere."""
-    host = context.ensure_object(Host)
-    flags: dict[str, Any] = context.meta["elivepatch.flags"]
-    output = Output(as_json=as_json or flags["as_json"])
-    with _ending_well(output):
-        shared = _shared_flags(flags) | {"build_directory": build_directory}
-        settings = _settings(host, output, flags["conf_file"], shared)
+    with subcommand(context, as_json=as_json, build_directory=build_directory) as command:
+        host, output, settings = command.host, command.output, command.settings
         kernel = running_kernel(host.root)
         path = file or Path(f"image-{kernel.release}.tar.xz")
         check_output(path)
@@ -311,25 +238,8 @@ def image_command(context: click.Context, file: Path | None, build_directory: Pa
             output.result(f"  {name}")
 
 
-@cli.command("revert")
-@click.argument("name")
-@click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition back may take.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
-@click.pass_context
-def revert_command(context: click.Context, name: str, timeout: float | None, as_json: bool) -> None:
-    """Disable the livepatch NAME and unload its module."""
-    host = context.ensure_object(Host)
-    flags: dict[str, Any] = context.meta["elivepatch.flags"]
-    output = Output(as_json=as_json or flags["as_json"])
-    with _ending_well(output):
-        shared = _shared_flags(flags) | ({"transition_timeout": timeout} if timeout is not None else {})
-        settings = _settings(host, output, flags["conf_file"], shared)
-        done = revert(name, settings, host, output)
-        output.data(done.dump())
-        text = f"{name} is reverted and unloaded, which took {done.seconds:.1f} s: the original code is in force"
-        if done.replaced:
-            text += f", without {', '.join(done.patches)}; what it had replaced ({', '.join(done.replaced)}) stays gone"
-        output.result(text)
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 
 cli.add_command(completion_command)
@@ -344,7 +254,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:  # outside of what `_ending_well` covers, so before anything was begun
+    except click.Abort:  # outside of what `ending_well` covers, so before anything was begun
         click.echo("elivepatch: interrupted.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(status)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import hashlib
-import ipaddress
 import re
-import ssl
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,13 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
+from elivepatch.client.address import check_url, is_loopback, trust
 from elivepatch.client.event_stream import EventStream
 from elivepatch.client.host import Clock
 from elivepatch.errors import (
     DownloadFailedError,
     ElivepatchError,
     InvalidInputError,
-    InvalidSettingError,
     ModuleRejectedError,
     NotFoundError,
     ServerUnavailableError,
@@ -57,52 +58,6 @@ class Part:
     data: bytes = field(repr=False)
 
 
-def check_url(url: str) -> str:
-    """The address of a server without a slash at its end. Raises InvalidSettingError where it is none."""
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError) as error:
-        raise InvalidSettingError(
-            f"{url!r} is not an address: {error}.", hint="For instance http://host:5000"
-        ) from error
-    if (
-        re.search(r"\s", url)
-        or parsed.scheme not in {"http", "https"}
-        or not parsed.host
-        or parsed.query
-        or parsed.fragment
-        or parsed.userinfo
-    ):
-        raise InvalidSettingError(
-            f"{url!r} is not the address of a server.", hint="Write http:// or https://, a host, and a port if need be."
-        )
-    return url.rstrip("/")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the address is this machine's own."""
-    host = httpx2.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def is_protected(url: str) -> bool:
-    """Whether nobody on the way can change what is transferred."""
-    return httpx2.URL(url).scheme == "https" or is_loopback(url)
-
-
-def _trust(ca_certificate: Path | None) -> ssl.SSLContext:
-    """The certificates of the host's own store, or of the given file alone."""
-    try:
-        return ssl.create_default_context(cafile=str(ca_certificate) if ca_certificate else None)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettingError(
-            f"The certificates {ca_certificate} cannot be read: {error}.", hint="Name a file of PEM certificates."
-        ) from error
-
-
 class Connection:
     """A connection to one server. No redirect is followed: a module comes from where it was asked for."""
 
@@ -113,11 +68,13 @@ class Connection:
         self._clock = clock
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(60, connect=connect_timeout),
-            verify=_trust(ca_certificate),
+            verify=trust(ca_certificate),
             trust_env=not is_loopback(self.url),  # no proxy stands between a host and itself
             follow_redirects=False,
             headers={"User-Agent": f"elivepatch/{installed_version()}"},
         )
+        #: Seconds that the server's clock is ahead of this host's, as its last answer says; None where none said.
+        self.clock_ahead: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -323,6 +280,7 @@ class Connection:
     def send(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and give the response, its body still to be read, if it is a success."""
         response = self._client.send(request, stream=True)
+        self._look_at_clock(response.headers.get("date", ""))
         try:
             if response.is_success:
                 return response
@@ -335,6 +293,10 @@ class Connection:
         except BaseException:
             response.close()
             raise
+
+    def _look_at_clock(self, date: str) -> None:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            self.clock_ahead = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
 
     def _body(self, response: httpx2.Response, *, limit: int = _ANSWER_BYTES, cut: bool = False) -> bytes:
         body = bytearray()

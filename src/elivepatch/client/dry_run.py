@@ -23,7 +23,7 @@ class DryRun(RequestRun):
 
     def run(self) -> Outcome:
         """Tell it. Raises what a request raises before it sends anything, and UnavailableError without a server."""
-        kernel, target, load, _ = self.prepare()
+        kernel, target, load, _ = self.prepare(settle=False)
         running = target == kernel.release
         if self.plan.present:
             self.output.line("nothing would be sent, and nothing loaded: all that was named is in force")

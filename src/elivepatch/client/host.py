@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -99,9 +100,13 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Host:
-    """A host: everything of it is reached through here, so that a test can put another in its place."""
+    """A host: everything of it is reached through here, so that a test can put another in its place.
+
+    ``signal`` sends a signal to a process, by their numbers.
+    """
 
     root: Path = Path("/")
     calls: ModuleCalls = field(default_factory=KernelCalls)
     clock: Clock = field(default_factory=SystemClock)
     user: int = field(default_factory=os.geteuid)
+    signal: Callable[[int, int], None] = os.kill

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from elivepatch.protocol import limits
 
 #: A line that a patch cannot do without, whichever tool made it; the server says more about the rest.
 _PATCH_LINE = re.compile(rb"(?m)^(?:diff |--- |\*\*\* |Index: )")
+#: The identifier of a vulnerability: https://www.cve.org/About/Process, "CVE ID".
+_CVE = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}(?![0-9])")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Wish:
     check: Path | None = None
     accept_warnings: bool = False
     drop_earlier: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class Inputs:
                 hint="A livepatch is made from a small change; send only the patches that it needs.",
             )
         return [Part(part, file.name, file.data) for part, file in named]
+
+
+def named_cves(files: Iterable[InputFile]) -> tuple[str, ...]:
+    """The CVEs that patches name: in the name of the file, or in the text before the change."""
+    found: set[str] = set()
+    for file in files:
+        change = _PATCH_LINE.search(file.data)
+        text = file.data[: change.start() if change else 0].decode(errors="replace")
+        found.update(_CVE.findall(f"{file.name.upper()}\n{text}"))
+    return tuple(sorted(found))
 
 
 def read_patches(paths: Sequence[Path]) -> tuple[InputFile, ...]:

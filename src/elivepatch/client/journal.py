@@ -3,11 +3,13 @@
 
 A step is on the disk before it is taken. So after a crash the last step says what was going on, and the boot ID in it
 whether that was in this boot: ``loading`` from an earlier boot without ``loaded`` behind it means that the host went
-down while the module was being loaded.
+down while the module was being loaded. Nothing is decided by the time of day, which can jump: entries have a number,
+and steps the time since the host came up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
@@ -17,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elivepatch.client.state import StateDirectory, write_whole
+from elivepatch.errors import ElivepatchError
 from elivepatch.protocol.models import ChangedFunction
 
 StepName = Literal[
@@ -25,11 +28,14 @@ StepName = Literal[
     "loading",  # the kernel is about to be given the module
     "loaded",  # the transition has finished
     "present",  # nothing was to be done: the kernel holds this very module already
+    "forcing",  # the transition is about to be ended by force, as somebody asked for
     "undoing",  # the load failed, or did not finish in time, and is about to be undone
     "undone",  # the kernel is as it was before
     "reverting",  # the livepatch is about to be disabled and unloaded
     "reverted",  # it is gone
     "replaced",  # a later livepatch that replaces it is in force, and the kernel has let go of it
+    "guarded",  # the host went down during the load or soon after it: not to be loaded when the host comes up
+    "allowed",  # to be loaded when the host comes up: somebody allowed it again, or that has failed once
     "failed",  # it ended here; detail says why
 ]
 _ENTRY_BYTES = 4 * 1024 * 1024
@@ -41,10 +47,14 @@ class _Model(BaseModel):
 
 
 class Step(_Model):
-    """A step: when (seconds since the epoch), in which boot (its random boot_id), and what there is to say."""
+    """A step: when, in which boot (its random boot_id), and what there is to say.
+
+    ``time`` is seconds since the epoch, for people; ``uptime`` is seconds since the host came up.
+    """
 
     step: StepName
     time: float
+    uptime: float | None = None
     boot_id: str | None = None
     detail: str | None = None
 
@@ -67,10 +77,15 @@ class StoredModule(_Model):
 
 
 class Entry(_Model):
-    """All there is to know about one livepatch of this host."""
+    """All there is to know about one livepatch of this host.
+
+    ``survived`` says that the host ran on for long enough after the last load, ``stopped`` at which uptime (seconds) it
+    began to go down in an orderly way with the livepatch in force; both begin anew with each load.
+    """
 
     format: Literal[1] = 1
     id: str
+    number: int = Field(default=0, description="orders the entries: renewed with each load")
     release: str
     build_id: str | None = None
     url: str | None = None
@@ -85,6 +100,10 @@ class Entry(_Model):
     proof: str | None = None
     verified: bool | None = None
     changed: tuple[ChangedFunction, ...] = ()
+    cves: tuple[str, ...] = Field(default=(), description="those that the patches name")
+    forced: bool = Field(default=False, description="whether the transition was ended by force")
+    survived: bool = False
+    stopped: float | None = None
     transition_seconds: float | None = None
     taint_before: int | None = None
     taint_after: int | None = None
@@ -100,16 +119,21 @@ class Entry(_Model):
         """Whether the kernel was, or may have been, changed."""
         return any(taken.step in {"loading", "reverting"} for taken in self.steps)
 
+    def at(self, step: StepName) -> Step | None:
+        """A step as it was last written."""
+        return next((taken for taken in reversed(self.steps) if taken.step == step), None)
+
     def when(self, step: StepName) -> float | None:
         """When a step was last written, in seconds since the epoch."""
-        return next((taken.time for taken in reversed(self.steps) if taken.step == step), None)
+        taken = self.at(step)
+        return taken.time if taken else None
 
 
 class Journal:
     """The files of the journal."""
 
     def __init__(self, state: StateDirectory) -> None:
-        self._state = state
+        self.state = state
 
     def entries(self) -> tuple[list[Entry], list[str]]:
         """All entries, oldest first, and what is wrong with the files that cannot be read.
@@ -118,7 +142,7 @@ class Journal:
         """
         found: list[Entry] = []
         problems: list[str] = []
-        directory = self._state.journal
+        directory = self.state.journal
         if not directory.exists():
             return found, problems
         for path in sorted(directory.iterdir()):
@@ -131,12 +155,16 @@ class Journal:
                 raise
             except (OSError, ValidationError) as error:
                 problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
-        found.sort(key=lambda entry: (entry.steps[0].time if entry.steps else 0, entry.id))
+        found.sort(key=lambda entry: (entry.number, entry.steps[0].time if entry.steps else 0, entry.id))
         return found, problems
 
     def begin(self, entry: Entry) -> Record:
         """A record that writes the entry with each step."""
-        return Record(self._state, entry)
+        return Record(self, entry)
+
+    def next_number(self) -> int:
+        """The number of an entry that comes after all others."""
+        return max((entry.number for entry in self.entries()[0]), default=0) + 1
 
     def latest_of(self, module: str) -> Entry | None:
         """The youngest entry of a module that was given to the kernel or taken from it."""
@@ -147,10 +175,11 @@ class Journal:
 class Record:
     """An entry being written. Every change is on the disk when the call returns."""
 
-    def __init__(self, state: StateDirectory, entry: Entry) -> None:
+    def __init__(self, journal: Journal, entry: Entry) -> None:
         if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", entry.id):
             raise ValueError(f"not an id of an entry: {entry.id!r}")
-        self._state = state
+        self._journal = journal
+        self._state = journal.state
         self.entry = entry
 
     @property
@@ -160,10 +189,28 @@ class Record:
 
     def step(self, step: StepName, *, boot_id: str | None, detail: str | None = None, **changes: object) -> None:
         """Write a step, and what became known since the last one (fields of the entry)."""
-        taken = Step(step=step, time=time.time(), boot_id=boot_id, detail=detail)
-        self.entry = self.entry.model_copy(update={**changes, "steps": (*self.entry.steps, taken)})
+        if step == "loading" or not self.entry.steps:
+            changes = {"number": self._journal.next_number(), **changes}
+        if step == "loading":
+            changes = {"survived": False, "stopped": None, "forced": False, "replaced_by": None, **changes}
+        taken = Step(step=step, time=time.time(), uptime=round(uptime(), 3), boot_id=boot_id, detail=detail)
+        self.note(steps=(*self.entry.steps, taken), **changes)
+
+    def fail(self, detail: str, *, boot_id: str | None) -> None:
+        """Write that it ended here, if that can be written: there is an error on its way that says more."""
+        with contextlib.suppress(ElivepatchError):
+            self.step("failed", boot_id=boot_id, detail=detail)
+
+    def note(self, **changes: object) -> None:
+        """Write what became known (fields of the entry) without a step."""
+        self.entry = self.entry.model_copy(update=changes)
         self._state.prepare(self._state.journal)
         write_whole(self.path, (self.entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+
+
+def uptime() -> float:
+    """Seconds since the host came up, those that it slept included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def new_id() -> str:

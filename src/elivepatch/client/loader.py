@@ -3,7 +3,7 @@
 
 The kernel shows a livepatch as /sys/kernel/livepatch/NAME (Documentation/ABI/testing/sysfs-kernel-livepatch):
 ``transition`` is 1 while tasks move, writing 0 to ``enabled`` disables it, and does so in mid-transition too, which
-turns the transition round. Nothing here ever writes to ``force``.
+turns the transition round. Nothing is written to ``force`` unless somebody asked for that.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from typing import Literal
 from elivepatch import process
 from elivepatch.client.host import Host
 from elivepatch.client.load_errors import LOG_HINT, SIGNATURE_HINT, load_error
-from elivepatch.client.tasks import Task, tasks_behind
+from elivepatch.client.transition import POLL, Transition, named
 from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError
 from elivepatch.kernel.module_file import ModuleFile
 from elivepatch.kernel.running import Livepatch, livepatch, livepatches, module_policy, taint
 
-#: Seconds between two looks at a transition, and between two lines about one that takes long.
-_POLL = 0.1
-_TELL_EVERY = 5.0
 #: Seconds that the kernel may take, after a transition, to let go of a module that patches nothing any more.
 _UNLOAD_WAIT = 15.0
-_TASKS_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A livepatch that is in place. Times in seconds; ``new_taint`` holds bits beyond a livepatch's own (O, E, K)."""
+    """A livepatch that is in place. Times in seconds; ``new_taint`` holds bits beyond a livepatch's own (O, E, K).
+
+    ``forced`` says that its transition was ended by force.
+    """
 
     name: str
     transition_seconds: float
     taint_before: int | None
     taint_after: int | None
+    forced: bool = False
 
     @property
     def new_taint(self) -> int:
@@ -49,7 +49,11 @@ class Loaded:
         return (self.taint_after or 0) & ~(self.taint_before or 0) & ~expected
 
 
-LoaderStep = Literal["loading", "undoing", "undone", "reverting"]
+class ModuleStaysError(HostError):
+    """The livepatch is disabled, and the kernel does not let go of its module."""
+
+
+LoaderStep = Literal["loading", "forcing", "undoing", "undone", "reverting"]
 
 
 def _no_word(message: str) -> None:
@@ -65,8 +69,8 @@ class Loader:
     """Loads and reverts livepatches on one host.
 
     ``timeout`` is how long (seconds) a transition may take. ``tell`` gets a line for the person now and then.
-    ``record`` is called with ``loading``, ``undoing`` or ``reverting`` before that is done, so that the journal is
-    ahead of the kernel, and with ``undone`` once the kernel is as it was.
+    ``record`` is called with ``loading``, ``forcing``, ``undoing`` or ``reverting`` before that is done, so that the
+    journal is ahead of the kernel, and with ``undone`` once the kernel is as it was.
     """
 
     host: Host
@@ -98,12 +102,14 @@ class Loader:
         *,
         replaces: frozenset[str] = frozenset(),
         through_kpatch: bool = False,
+        force: bool = False,
     ) -> Loaded:
         """Load the module file and wait until its transition has finished.
 
         ``functions`` are the (object, function) that it must replace, ``replaces`` the livepatches that must have
-        ended with the transition; their modules stay (`unload_replaced`). Whatever goes wrong after the kernel took it
-        is undone, and as long as the transition had not finished, what it would have replaced stays in force. Raises
+        ended with the transition; their modules stay (`unload_replaced`). With ``force`` a transition that does not
+        finish in time is ended by force. Whatever else goes wrong after the kernel took the module is undone, and as
+        long as the transition had not finished, what it would have replaced stays in force. Raises
         HostError where the kernel refuses it, ModuleRejectedError where it is not what it should be,
         TransitionTimeoutError, naming the tasks, where the transition did not finish.
         """
@@ -131,10 +137,10 @@ class Loader:
                 led_back = frozenset((f.object, f.function) for patch in before for f in patch.functions)
                 if livepatch(name, self.host.root):
                     self._check_functions(name, functions, besides=led_back)
-                self._await_transition(name, enabled=True)
+                forced = self._finish(name, force=force)
                 seconds = self.host.clock.now() - began
                 self._check_functions(name, functions)
-                self._await_replaced(name, replaces)
+                self.await_replaced(name, replaces)
             except BaseException as error:
                 if taken or not isinstance(error, HostError):
                     self._undo(name, before, error)
@@ -145,7 +151,7 @@ class Loader:
                     undone = f"It was undone; {kept} stays in force." if kept else "It was undone."
                     raise TransitionTimeoutError(f"{error.message} {undone}", hint=error.hint) from error
                 raise
-        return Loaded(name, seconds, taint_before, taint(self.host.root))
+        return Loaded(name, seconds, taint_before, taint(self.host.root), forced)
 
     def revert(self, name: str) -> float:
         """Disable a livepatch, wait, unload its module; gives the seconds that took.
@@ -155,21 +161,22 @@ class Loader:
         transition is left on its way back.
         """
         patch = livepatch(name, self.host.root)
-        if patch is None and not self._left_over(name):
+        if patch is None and not self.left_over(name):
             loaded = ", ".join(p.name for p in livepatches(self.host.root)) or "none"
             raise HostError(f"There is no livepatch {name} in this kernel.", hint=f"Loaded: {loaded}.")
         self.record("reverting")
         began = self.host.clock.now()
+        transition = self._transition(name)
         try:
             if patch and patch.enabled:
-                self._set_enabled(name, on=False)
-            self._await_transition(name, enabled=False)
+                transition.switch(on=False)
+            transition.require(enabled=False, timeout=self.timeout)
         except TransitionTimeoutError as error:
             if patch is None or patch.transition or not patch.enabled:
                 raise TransitionTimeoutError(f"{error.message} It goes on by itself.", hint=error.hint) from error
             self.record("undoing")
-            self._set_enabled(name, on=True)
-            if not self._settled(name, enabled=True, timeout=self.timeout):
+            transition.switch(on=True)
+            if not transition.settled(enabled=True, timeout=self.timeout):
                 raise TransitionTimeoutError(
                     f"{error.message} Turning it round has not finished either.",
                     hint="Look at it with 'elivepatch status'; both are safe to wait for.",
@@ -179,23 +186,11 @@ class Loader:
         self._unload(name)
         return self.host.clock.now() - began
 
-    def unload_replaced(self, name: str) -> str | None:
-        """Unload the module of a livepatch that was replaced; gives what there is to say where it stays."""
-        try:
-            self._unload(name)
-        except HostError as error:
-            return f"{error.message} {error.hint}"
-        except KeyboardInterrupt:
-            return f"{name} is replaced; its module stays, for it was interrupted while unloading: rmmod {name}"
-        return None
-
-    # -- steps
-
-    def _await_replaced(self, name: str, replaces: frozenset[str]) -> None:
+    def await_replaced(self, name: str, replaces: frozenset[str]) -> None:
         """Wait until the kernel has let go of what was replaced, which it does behind the end of the transition.
 
         klp_complete_transition() disables it before the transition counts as finished, so that one which is still
-        enabled then was not replaced at all.
+        enabled then was not replaced at all: that raises ModuleRejectedError.
         """
         deadline = self.host.clock.now() + _UNLOAD_WAIT
         try:
@@ -210,17 +205,43 @@ class Loader:
                 if self.host.clock.now() >= deadline:
                     self.tell(f"the kernel has not let go of {' and '.join(p.name for p in left)} yet, and will")
                     return
-                self.host.clock.sleep(_POLL)
+                self.host.clock.sleep(POLL)
         except KeyboardInterrupt:
             # the transition is over, and nothing that was replaced would come back
             self.tell(f"{name} is in force already; it stays")
 
-    def _left_over(self, name: str) -> bool:
+    def left_over(self, name: str) -> bool:
         """Whether the module of a livepatch that is disabled is still there (its taint flags hold K)."""
         try:
             return "K" in (self.host.root / "sys/module" / name / "taint").read_text()
         except OSError:
             return False
+
+    def unload_replaced(self, name: str) -> str | None:
+        """Unload the module of a livepatch that was replaced; gives what there is to say where it stays."""
+        try:
+            self._unload(name)
+        except HostError as error:
+            return f"{error.message} {error.hint}"
+        except KeyboardInterrupt:
+            return f"{name} is replaced; its module stays, for it was interrupted while unloading: rmmod {name}"
+        return None
+
+    # -- steps
+
+    def _finish(self, name: str, *, force: bool) -> bool:
+        """Wait until the transition has finished; gives whether that took force. Raises TransitionTimeoutError."""
+        transition = self._transition(name)
+        try:
+            transition.require(enabled=True, timeout=self.timeout)
+        except TransitionTimeoutError as error:
+            if not force:
+                raise
+            self.record("forcing")
+            self.tell(f"{error.message} It is ended by force, as --force says.")
+            transition.force()
+            return True
+        return False
 
     def _insert(self, name: str, descriptor: int) -> None:
         try:
@@ -239,50 +260,8 @@ class Loader:
         except process.ProgramError as error:
             raise HostError(f"kpatch did not load the module:\n{error.message}", hint=LOG_HINT) from error
 
-    def _set_enabled(self, name: str, *, on: bool) -> None:
-        switch = self.host.root / "sys/kernel/livepatch" / name / "enabled"
-        try:
-            self.host.calls.switch(switch, on=on)
-        except FileNotFoundError:
-            return  # gone meanwhile: the transition had just ended
-        except OSError as error:
-            patch = livepatch(name, self.host.root)
-            if patch is None or patch.enabled == on:
-                return  # it had just come to that state by itself, which the kernel answers with EINVAL
-            raise HostError(
-                f"The kernel does not {'enable' if on else 'disable'} {name}: {error.strerror}.", hint=LOG_HINT
-            ) from error
-
-    def _await_transition(self, name: str, *, enabled: bool) -> None:
-        if self._settled(name, enabled=enabled, timeout=self.timeout):
-            return
-        tasks = tasks_behind(self.host.root, patching=enabled)
-        what = "The transition of" if enabled else "The transition back of"
-        held = f"Held by {_count(tasks)}: {_named(tasks)}." if tasks else "No task can be seen to hold it."
-        raise TransitionTimeoutError(
-            f"{what} {name} did not finish within {self.timeout:.0f} s. {held}",
-            hint="These tasks sleep in a patched function or never leave the kernel. Let them go on (or restart them) "
-            "and try again, or allow more time with --timeout.",
-        )
-
-    def _settled(self, name: str, *, enabled: bool, timeout: float) -> bool:
-        """Whether the livepatch comes to the state within ``timeout`` seconds; one that is gone is disabled."""
-        clock = self.host.clock
-        deadline = clock.now() + timeout
-        next_word = clock.now() + _TELL_EVERY
-        while True:
-            patch = livepatch(name, self.host.root)
-            if patch is None and enabled:
-                raise HostError(f"The kernel does not hold the livepatch {name} (any more).", hint=LOG_HINT)
-            if patch is None or (not patch.transition and patch.enabled == enabled):
-                return True
-            if clock.now() >= deadline:
-                return False
-            if clock.now() >= next_word:
-                tasks = tasks_behind(self.host.root, patching=patch.enabled)
-                self.tell(f"transition: {_count(tasks)} still to move")
-                next_word = clock.now() + _TELL_EVERY
-            clock.sleep(_POLL)
+    def _transition(self, name: str) -> Transition:
+        return Transition(name, self.host, self.tell)
 
     def _check_functions(
         self, name: str, functions: frozenset[tuple[str, str]], *, besides: frozenset[tuple[str, str]] = frozenset()
@@ -303,15 +282,16 @@ class Loader:
             return
         self.record("undoing")
         self.tell(f"undoing the load of {name}")
+        transition = self._transition(name)
         try:
             patch = livepatch(name, self.host.root)
             if patch and patch.enabled:
-                self._set_enabled(name, on=False)
+                transition.switch(on=False)
             # not less than a transition without hindrance takes, however short the one there was to be
-            if not self._settled(name, enabled=False, timeout=max(self.timeout, _UNLOAD_WAIT)):
-                tasks = tasks_behind(self.host.root, patching=False)
+            if not transition.settled(enabled=False, timeout=max(self.timeout, _UNLOAD_WAIT)):
                 raise HostError(
-                    f"The transition back has not finished. Held by: {_named(tasks)}.", hint="It goes on by itself."
+                    f"The transition back has not finished. Held by: {named(transition.holders(patching=False))}.",
+                    hint="It goes on by itself.",
                 )
             self._unload(name)
             after = livepatches(self.host.root)
@@ -337,11 +317,11 @@ class Loader:
                 if error.errno == errno.ENOENT:
                     return
                 if error.errno not in {errno.EAGAIN, errno.EBUSY} or clock.now() >= deadline:
-                    raise HostError(
+                    raise ModuleStaysError(
                         f"{name} is disabled, but its module stays: {error.strerror}.",
                         hint=f"It patches nothing any more. Try again later: rmmod {name}",
                     ) from error
-                clock.sleep(_POLL)
+                clock.sleep(POLL)
             else:
                 return
 
@@ -367,15 +347,6 @@ def _verified(path: Path, sha256: str) -> Generator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _named(tasks: list[Task]) -> str:
-    more = f" and {len(tasks) - _TASKS_NAMED} more" if len(tasks) > _TASKS_NAMED else ""
-    return (", ".join(str(task) for task in tasks[:_TASKS_NAMED]) or "no task that can be seen") + more
-
-
-def _count(tasks: list[Task]) -> str:
-    return "1 task" if len(tasks) == 1 else f"{len(tasks)} tasks"
 
 
 def _listed(functions: frozenset[tuple[str, str]]) -> str:

@@ -75,9 +75,9 @@ class Outcome(Model):
 
     ``status``: loaded; present (the kernel held it already); stored (not to be loaded); dry-run (nothing was done);
     refused, failed or cancelled (so the build ended); error (the client could not go on). ``taint`` holds the letters
-    that came with the load and that a livepatch does not explain. ``transition_seconds`` is seconds. ``patches`` are
-    those that the module contains, in order; ``replaced`` are the livepatches that it took the place of, ``dropped``
-    those of them whose effects it does not bring along.
+    that came with the load and that a livepatch does not explain. ``transition_seconds`` is seconds; ``forced`` says
+    that the transition was ended by force. ``patches`` are those that the module contains, in order; ``replaced`` are
+    the livepatches that it took the place of, ``dropped`` those of them whose effects it does not bring along.
     """
 
     status: Literal["loaded", "present", "stored", "dry-run", "refused", "failed", "cancelled", "error"]
@@ -89,6 +89,7 @@ class Outcome(Model):
     replaced: tuple[str, ...] = ()
     dropped: tuple[DroppedLivepatch, ...] = ()
     transition_seconds: float | None = None
+    forced: bool | None = None
     taint: str | None = None
     dry_run: DryRunReport | None = None
     error: Failure | None = None

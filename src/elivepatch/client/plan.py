@@ -22,7 +22,7 @@ from elivepatch.kernel.running import Livepatch, RunningKernel, livepatches
 from elivepatch.protocol import limits
 
 #: Steps at which an interrupted client may have left a livepatch that is in force all the same.
-_INTERRUPTED = {"loading", "undoing", "reverting"}
+_INTERRUPTED = {"loading", "forcing", "undoing", "reverting"}
 #: How many functions of a livepatch are named in words; the outcome as JSON has them all.
 _NAMED = 10
 
@@ -230,7 +230,7 @@ def _all_known(kernel: RunningKernel, state: StateDirectory) -> list[Active]:
                 "with --drop-earlier.",
             )
         found.append(Active(entry, held))
-    return sorted(found, key=lambda one: one.entry.when("loading") or 0.0)
+    return sorted(found, key=lambda one: one.entry.number)
 
 
 def _journal(state: StateDirectory) -> Journal:
@@ -263,6 +263,8 @@ def _not_ours(held: Livepatch, entry: Entry | None, kernel: RunningKernel) -> st
         for function in entry.changed
         if function.kind == "changed"
     }
+    if not entry.patches:
+        return "was loaded without its patches being named"
     if last.step == "loaded" or (last.step in _INTERRUPTED and shown == known):
         return None
     return f"the journal ends with '{last.step}' for it"

@@ -16,29 +16,31 @@ from elivepatch.client.acceptance import (
     check_module,
     layout_findings,
 )
+from elivepatch.client.activation import FORCE_WARNING, Activation, is_present
+from elivepatch.client.address import is_protected
 from elivepatch.client.asking import Asking
 from elivepatch.client.base_patches import base_patches
 from elivepatch.client.classic import names_running
-from elivepatch.client.connection import Connection, is_protected
+from elivepatch.client.connection import Connection
 from elivepatch.client.facts import check_source, host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.image import HostImage, is_wanted
-from elivepatch.client.inputs import InputFile, Inputs, Wish, read_file, read_patches
+from elivepatch.client.inputs import InputFile, Inputs, Wish, named_cves, read_file, read_patches
 from elivepatch.client.journal import Entry, Input, Journal, Record, StepName, StoredModule, new_id
-from elivepatch.client.loader import Loader, LoaderStep
 from elivepatch.client.outcome import ModuleOnHost, Outcome, refusal
 from elivepatch.client.output import Output, finding_text
-from elivepatch.client.plan import Active, Plan, PlannedPatch, keep_patches, make_plan, record_replaced
+from elivepatch.client.plan import Active, Plan, PlannedPatch, keep_patches, make_plan
 from elivepatch.client.settings import Settings
-from elivepatch.client.state import StateDirectory, check_output, write_whole
+from elivepatch.client.settle import Settling
+from elivepatch.client.state import LockedError, StateDirectory, check_output, write_whole
 from elivepatch.errors import (
     ElivepatchError,
-    HostError,
+    InternalError,
     InvalidInputError,
     ModuleRejectedError,
 )
 from elivepatch.kernel.host_configuration import find_configuration
-from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel, taint_flags
+from elivepatch.kernel.running import RunningKernel, running_kernel, taint_flags
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, Report
 
@@ -57,7 +59,7 @@ class RequestRun:
 
     def run(self) -> Outcome:
         """Do it. Raises any ElivepatchError of the client's side; how a build ended is in the outcome."""
-        kernel, target, load, state = self.prepare()
+        kernel, target, load, state = self.prepare(settle=True)
         running = target == kernel.release
         if self.plan.present:
             return self._present(self.plan.present, kernel)
@@ -77,16 +79,19 @@ class RequestRun:
                     return outcome
                 return self._receive(connection, build, request, kernel, state, load=load, running=running)
         except ElivepatchError as error:
-            self._step("failed", kernel, detail=error.message)
+            self._fail(error.message, kernel)
             raise
         except KeyboardInterrupt:
-            self._step("failed", kernel, detail="interrupted")
+            self._fail("interrupted", kernel)
             raise
 
     # -- before
 
-    def prepare(self) -> tuple[RunningKernel, str, bool, StateDirectory]:
-        """Make the plan. Gives the running kernel, the release to build for, whether to load, and the state."""
+    def prepare(self, *, settle: bool) -> tuple[RunningKernel, str, bool, StateDirectory]:
+        """Make the plan. Gives the running kernel, the release to build for, whether to load, and the state.
+
+        ``settle`` says to make good before what an earlier run left unfinished.
+        """
         kernel = running_kernel(self.host.root)
         asked = self.settings.kernel_version or kernel.release
         target = kernel.release if names_running(asked, kernel) else asked
@@ -99,9 +104,13 @@ class RequestRun:
         if load:
             for text in check_can_load(kernel, self.host.user):
                 self._warn(text)
+            if self.wish.force:
+                self._warn(FORCE_WARNING)
         if self.wish.output:
             check_output(self.wish.output)
         state = StateDirectory(self.settings.state_dir, self.host.user)
+        if load and settle and state.path.exists():
+            kernel = self._settled(state, kernel)
         named = read_patches(self.wish.patches)
         self.plan = (
             make_plan(named, kernel, state, drop=self.wish.drop_earlier)
@@ -112,6 +121,15 @@ class RequestRun:
         if not self.plan.present and not is_protected(self.settings.url):
             self._warn(f"{self.settings.url} is plain HTTP: whoever is on the way can change what is loaded here.")
         return kernel, target, load, state
+
+    def _settled(self, state: StateDirectory, kernel: RunningKernel) -> RunningKernel:
+        """The kernel after what an earlier run left unfinished was made good."""
+        try:
+            with state.locked():
+                Settling(self.host, self.settings, state, self.output).run(kernel)
+        except LockedError:
+            return kernel  # whoever holds the lock has settled
+        return running_kernel(self.host.root)
 
     def _tell_plan(self) -> None:
         """What the module will contain beside what was named, and what will be lost: before anything is sent."""
@@ -218,6 +236,7 @@ class RequestRun:
             base_patches=tuple(Input(name=file.name, sha256=file.sha256) for file in inputs.base_patches),
             source=self.settings.kernel_source if target == kernel.release else None,
             replaces=self.plan.replaces,
+            cves=named_cves(self.plan.files),
         )
         self.record = Journal(state).begin(entry)
 
@@ -240,7 +259,14 @@ class RequestRun:
 
         if facts and is_wanted(self.settings, facts, base_patches=bool(inputs.base_patches)):
             request = request.model_copy(update={"image": send_image()})
-        asking = Asking(connection, self.settings.url, self.output, self.host.root, self.settings.build_timeout)
+        asking = Asking(
+            connection,
+            self.settings.url,
+            self.output,
+            self.host.root,
+            self.settings.build_timeout,
+            self.settings.clock_tolerance if self.settings.load else 0,
+        )
         return asking.ask(request, parts, send_image)
 
     # -- after
@@ -291,7 +317,7 @@ class RequestRun:
             stored = state.modules(module.release) / f"{module.name}.ko"
             on_host = on_host.model_copy(update={"stored": str(stored)})
             known = StoredModule(name=module.name, sha256=on_host.sha256, size=on_host.size, path=str(stored))
-            if load and self._is_present(module, on_host.sha256, state, kernel):
+            if load and is_present(module.name, on_host.sha256, kernel, state, self.host):
                 self._step("present", kernel, module=known, build=build.id, key=build.key)
                 return outcome.model_copy(update={"status": "present", "module": on_host})
             if load:
@@ -324,67 +350,28 @@ class RequestRun:
             finding_text(finding) + (f" Hint: {finding.hint}" if finding.hint else "") for finding in report.diagnosis
         )
 
-    def _is_present(self, module: AcceptedModule, sha256: str, state: StateDirectory, kernel: RunningKernel) -> bool:
-        """Whether the kernel holds this very module. Raises HostError where it holds another of that name."""
-        held = livepatch(module.name, self.host.root)
-        if held is None:
-            return False
-        entry = Journal(state).latest_of(module.name)
-        ours = entry and entry.module and entry.module.sha256 == sha256 and entry.last
-        if ours and ours.step == "loaded" and ours.boot_id == kernel.boot_id and held.enabled and not held.transition:
-            return True
-        raise HostError(
-            f"The kernel already holds a livepatch named {module.name}, and it is not known to be this one.",
-            hint=f"See 'elivepatch status'; revert it first with 'elivepatch revert {module.name}'.",
-        )
-
     def _load(
         self, module: AcceptedModule, stored: Path, kernel: RunningKernel, state: StateDirectory, outcome: Outcome
     ) -> Outcome:
-        def step(name: LoaderStep) -> None:
-            self._step(name, kernel)
-
-        loader = Loader(self.host, self.settings.transition_timeout, self.output.line, step)
-        self.output.line(f"loading {module.name}")
-        replaces = tuple(name for name in self.plan.replaces if livepatch(name, self.host.root))
-        last = Journal(state).latest_of(module.name)
-        if last and last.last and last.last.step == "replaced" and livepatch(module.name, self.host.root) is None:
-            loader.unload_replaced(module.name)  # what a crash or a busy kernel left of an earlier load
-        try:
-            with self.output.working("the kernel's tasks move to the patched code"):
-                loaded = loader.load(
-                    stored,
-                    outcome.module.sha256 if outcome.module else "",
-                    module.file,
-                    module.functions,
-                    replaces=frozenset(replaces),
-                    through_kpatch=self.settings.kpatch,
-                )
-        except BaseException:
-            undone = f"{module.name} replaced it and was then undone: the original code is in force"
-            record_replaced(replaces, module.name, kernel, state, self.host.root, detail=undone)
-            raise
-        self._step(
-            "loaded",
-            kernel,
-            transition_seconds=round(loaded.transition_seconds, 3),
-            taint_before=loaded.taint_before,
-            taint_after=loaded.taint_after,
+        if self.record is None or outcome.module is None:
+            raise InternalError("A module is loaded without its entry in the journal.")
+        activation = Activation(self.host, self.settings, state, kernel, self.output, self._warn)
+        done = activation.run(
+            self.record,
+            module,
+            stored,
+            outcome.module.sha256,
+            replaces=self.plan.replaces,
+            force=self.wish.force,
         )
-        replaced = record_replaced(replaces, module.name, kernel, state, self.host.root)
-        for name in replaced:
-            left = loader.unload_replaced(name)
-            self.output.line(f"{name} is replaced and unloaded" if left is None else f"note: {left}")
-        flags = taint_flags(loaded.new_taint)
-        if flags:
-            self._warn(f"the kernel has a new taint: {'; '.join(meaning for _, meaning in flags)}. See dmesg.")
         return outcome.model_copy(
             update={
                 "status": "loaded",
-                "replaced": replaced,
+                "replaced": done.replaced,
                 "dropped": self.plan.dropped,
-                "transition_seconds": round(loaded.transition_seconds, 3),
-                "taint": "".join(letter for letter, _ in flags) or None,
+                "transition_seconds": done.transition_seconds,
+                "forced": done.forced or None,
+                "taint": done.taint,
                 "warnings": tuple(self.warnings),
             }
         )
@@ -392,6 +379,10 @@ class RequestRun:
     def _step(self, step: StepName, kernel: RunningKernel, *, detail: str | None = None, **more: object) -> None:
         if self.record is not None:
             self.record.step(step, boot_id=kernel.boot_id, detail=detail, **more)
+
+    def _fail(self, detail: str, kernel: RunningKernel) -> None:
+        if self.record is not None:
+            self.record.fail(detail, boot_id=kernel.boot_id)
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from elivepatch.client.address import check_url
 from elivepatch.client.classic import is_defaults, read_defaults
-from elivepatch.client.connection import check_url
 from elivepatch.client.state import DEFAULT_STATE, require_trusted
 from elivepatch.errors import InvalidSettingError
 
@@ -53,6 +53,12 @@ class Settings(BaseModel):
     verify: bool = Field(default=True, description="whether the module must have passed a boot test")
     proof: Literal["exact", "layout"] = Field(default="layout", description="the weakest proof that is taken")
     transition_timeout: Seconds = Field(default=120.0, description="how long a transition may take")
+    crash_guard: Annotated[float, Field(ge=0, le=7 * 24 * 3600)] = Field(
+        default=600.0, description="how long the host must stay up after a load, so that it is loaded again at boot"
+    )
+    clock_tolerance: Annotated[float, Field(ge=0, le=7 * 24 * 3600)] = Field(
+        default=900.0, description="how far the clocks of host and server may be apart"
+    )
     build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
     state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
     ca_certificate: Path | None = Field(default=None, description="certificates to trust in place of the host's")

@@ -15,9 +15,15 @@ from pathlib import Path
 
 from elivepatch.errors import DiskFullError, HostError, InvalidInputError, InvalidSettingError
 
-_LOCK_TRIES = 10
+#: Seconds that a lock is waited for, and between two tries.
+_LOCK_PATIENCE = 0.5
+_LOCK_POLL = 0.05
 
 DEFAULT_STATE = Path("/var/lib/elivepatch-client")
+
+
+class LockedError(HostError):
+    """Another elivepatch is changing this kernel."""
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -96,21 +102,27 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(
+                f"No space is left to make {path}.", hint="Free some space on that file system and try again."
+            ) from error
         raise HostError(
             f"{path} cannot be made: {error.strerror}.",
             hint="Run this as root, set another state_dir, or use --no-load -o FILE.",
         ) from error
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, patience: float) -> bool:
     """Take the lock; some tries, for `StateDirectory.holder` holds it too, for an instant."""
-    for _ in range(_LOCK_TRIES):
+    deadline = time.monotonic() + patience
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            time.sleep(0.05)
-    return False
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL)
 
 
 def _process_in(descriptor: int) -> str:
@@ -166,8 +178,11 @@ class StateDirectory:
         return None
 
     @contextlib.contextmanager
-    def locked(self) -> Generator[None]:
-        """Hold the lock that lets one client at a time change the kernel. Raises HostError where another holds it."""
+    def locked(self, patience: float = _LOCK_PATIENCE) -> Generator[None]:
+        """Hold the lock that lets one client at a time change the kernel.
+
+        Raises LockedError where another holds it for longer than ``patience`` seconds, HostError where it cannot be.
+        """
         self.prepare()
         path = self.path / "lock"
         try:
@@ -175,13 +190,14 @@ class StateDirectory:
         except OSError as error:
             raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
         try:
-            if not _lock(descriptor):
-                raise HostError(
+            if not _lock(descriptor, patience):
+                raise LockedError(
                     f"Another elivepatch (process {_process_in(descriptor)}) is changing this kernel.",
                     hint="Wait until it has ended, then try again.",
                 )
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, only its holder not named
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)

@@ -8,20 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from elivepatch.client.acceptance import MODULE_NAME, kernel_name
 from elivepatch.client.host import Host
-from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
-from elivepatch.client.loader import Loader, LoaderStep
-from elivepatch.client.output import Output
+from elivepatch.client.journal import Entry, Journal
 from elivepatch.client.plan import replaced_unsaid
-from elivepatch.client.settings import Settings
+from elivepatch.client.settle import crash_suspect
 from elivepatch.client.state import StateDirectory
-from elivepatch.errors import ElivepatchError, HostError, InvalidInputError
 from elivepatch.kernel.running import Livepatch, RunningKernel, running_kernel, taint_flags
 from elivepatch.protocol.models import Model
 
+#: Exit statuses of 'elivepatch status': somebody should look, and wait a moment.
+ATTENTION = 7
+UNDER_WAY = 8
 #: Steps that are on the way to somewhere: nobody stays there unless interrupted.
-_UNDER_WAY = {"loading": "loaded", "undoing": "undone", "reverting": "reverted"}
+_UNDER_WAY = {"loading": "loaded", "forcing": "loaded", "undoing": "undone", "reverting": "reverted"}
 
 
 class FunctionState(Model):
@@ -35,7 +34,9 @@ class FunctionState(Model):
 class LivepatchState(Model):
     """A livepatch that the kernel holds. ``since`` is seconds since the epoch; what the journal knows may be absent.
 
-    ``patches`` are all that it contains, ``replaced`` the earlier livepatches that it took the place of.
+    ``patches`` are all that it contains, ``replaced`` the earlier livepatches that it took the place of, ``cves`` those
+    that the patches name. ``forced`` says that its transition was ended by force, ``survived`` that the host ran on for
+    long enough after the load (setting crash_guard).
     """
 
     name: str
@@ -46,16 +47,35 @@ class LivepatchState(Model):
     patches: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     base_patches: tuple[str, ...] = ()
+    cves: tuple[str, ...] = ()
     proof: str | None = None
     verified: bool | None = None
+    forced: bool | None = None
+    survived: bool | None = None
     build: str | None = None
     url: str | None = None
     path: str | None = None
 
 
+class AbsentLivepatch(Model):
+    """A livepatch for this kernel that was in force, or nearly, when the host went down, and that it does not hold now.
+
+    ``state``: guarded (not to be loaded when the host comes up, until somebody allows it), or expected (to be loaded by
+    'elivepatch boot'). ``since`` is seconds since the epoch.
+    """
+
+    name: str
+    state: Literal["guarded", "expected"]
+    reason: str
+    since: float | None = None
+    patches: tuple[str, ...] = ()
+    cves: tuple[str, ...] = ()
+
+
 class HostStatus(Model):
     """A host. ``disagreements`` are between kernel and journal, ``problems`` keep them from being seen.
 
+    ``absent`` are livepatches that the kernel might be expected to hold, ``exit_status`` that of 'elivepatch status'.
     ``busy`` is the process that is changing the kernel at this moment; disagreements are then only natural, and absent.
     """
 
@@ -65,12 +85,14 @@ class HostStatus(Model):
     taint_letters: str = ""
     busy: str | None = None
     livepatches: tuple[LivepatchState, ...] = ()
+    absent: tuple[AbsentLivepatch, ...] = ()
     disagreements: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    exit_status: int = 0
 
 
-def host_status(host: Host, state_dir: Path) -> HostStatus:
-    """Join what the kernel and the journal say."""
+def host_status(host: Host, state_dir: Path, *, guard: float = 600) -> HostStatus:
+    """Join what the kernel and the journal say; ``guard`` is the setting crash_guard."""
     kernel = running_kernel(host.root)
     problems: list[str] = []
     entries: list[Entry] = []
@@ -83,18 +105,51 @@ def host_status(host: Host, state_dir: Path) -> HostStatus:
         readable = False
         problems.append(f"The journal below {state_dir} may not be read: run this as root.")
     latest = _latest(entries)
-    return HostStatus(
+    known = readable and not busy
+    found = HostStatus(
         release=kernel.release,
         build_id=kernel.build_id,
         taint=kernel.taint,
         taint_letters="".join(letter for letter, _ in taint_flags(kernel.taint or 0)),
-        livepatches=tuple(_joined(patch, latest.get(patch.name)) for patch in kernel.livepatches),
+        livepatches=tuple(joined(patch, latest.get(patch.name)) for patch in kernel.livepatches),
+        absent=tuple(_absent(kernel, entries, guard)) if known else (),
         busy=busy,
-        disagreements=tuple(disagreements(kernel, latest, replaced_unsaid(entries, kernel)))
-        if readable and not busy
-        else (),
+        disagreements=tuple(disagreements(kernel, latest, replaced_unsaid(entries, kernel))) if known else (),
         problems=tuple(problems),
     )
+    return found.model_copy(update={"exit_status": _exit_status(found)})
+
+
+def _exit_status(status: HostStatus) -> int:
+    if status.busy or any(patch.transition for patch in status.livepatches):
+        return UNDER_WAY
+    return ATTENTION if status.absent or status.disagreements or status.problems else 0
+
+
+def _absent(kernel: RunningKernel, entries: Sequence[Entry], guard: float) -> Iterator[AbsentLivepatch]:
+    held = {patch.name for patch in kernel.livepatches}
+    shadowed = False
+    latest = _latest(entries)
+    for entry in reversed(entries):
+        name = entry.module.name if entry.module else ""
+        last = entry.last
+        ours = entry.release == kernel.release and entry.build_id == kernel.build_id
+        if last is None or not ours or latest.get(name) is not entry or name in held:
+            shadowed = shadowed or name in held
+            continue
+        suspect = crash_suspect(entry, kernel, guard)
+        reason = last.detail if last.step == "guarded" else suspect
+        expected = last.step == "allowed" or (last.step == "loaded" and last.boot_id != kernel.boot_id)
+        if not shadowed and (reason or expected):
+            yield AbsentLivepatch(
+                name=name,
+                state="guarded" if reason else "expected",
+                reason=reason or last.detail or "it was in force when the host went down",
+                since=entry.when("loading"),
+                patches=tuple(file.name for file in entry.patches),
+                cves=entry.cves,
+            )
+        shadowed = shadowed or entry.at("loaded") is not None
 
 
 def _latest(entries: Sequence[Entry]) -> dict[str, Entry]:
@@ -102,7 +157,8 @@ def _latest(entries: Sequence[Entry]) -> dict[str, Entry]:
     return {e.module.name: e for e in entries if e.module and e.touched_kernel}
 
 
-def _joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
+def joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
+    """A livepatch as the kernel shows it, with what the journal knows of it."""
     patched = dict(patch.patched)
     functions = tuple(
         FunctionState(object=f.object, function=f.function, patched=patched.get(f.object)) for f in patch.functions
@@ -116,6 +172,9 @@ def _joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
             "patches": tuple(file.name for file in entry.patches),
             "replaced": entry.replaces,
             "base_patches": tuple(file.name for file in entry.base_patches),
+            "cves": entry.cves,
+            "forced": entry.forced or None,
+            "survived": entry.survived or None,
             "proof": entry.proof,
             "verified": entry.verified,
             "build": entry.build,
@@ -148,11 +207,11 @@ def disagreements(kernel: RunningKernel, latest: dict[str, Entry], replaced: Map
                 f"the kernel {'holds' if name in held else 'does not hold'} it."
             )
         elif target:
-            yield f"The host went down while {name} was {last.step}, at {_at(last.time)}."
+            yield f"The host went down while {name} was {last.step}, at {local_time(last.time)}."
         elif last.step == "loaded" and here and name not in held and name not in replaced:
-            yield f"The journal says that {name} was loaded at {_at(last.time)}; the kernel does not hold it."
+            yield f"The journal says that {name} was loaded at {local_time(last.time)}; the kernel does not hold it."
         elif last.step in _WORDS and here and name in held:
-            yield f"The journal says that {name} {_WORDS[last.step]} at {_at(last.time)}; the kernel holds it."
+            yield f"The journal says that {name} {_WORDS[last.step]} at {local_time(last.time)}; the kernel holds it."
 
 
 _WORDS = {
@@ -163,8 +222,9 @@ _WORDS = {
 }
 
 
-def _at(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+def local_time(when: float | None) -> str:
+    """A moment (seconds since the epoch) for a person."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if when else "a time that is not known"
 
 
 def status_lines(status: HostStatus) -> Iterator[str]:
@@ -176,75 +236,29 @@ def status_lines(status: HostStatus) -> Iterator[str]:
         yield "no livepatch is loaded"
     for patch in status.livepatches:
         state = "in transition" if patch.transition else "enabled" if patch.enabled else "disabled"
-        yield f"{patch.name}: {state}" + (f" since {_at(patch.since)}" if patch.since else "")
+        yield f"{patch.name}: {state}" + (f" since {local_time(patch.since)}" if patch.since else "")
         if patch.patches:
             base = f", on top of {', '.join(patch.base_patches)}" if patch.base_patches else ""
             yield f"  from {', '.join(patch.patches)}{base}"
         if patch.replaced:
             yield f"  replaced {', '.join(patch.replaced)}"
+        if patch.cves:
+            yield f"  for {', '.join(patch.cves)}"
         if patch.proof:
             yield f"  proof {patch.proof}, {'tried' if patch.verified else 'not tried'} in a VM"
+        if patch.forced:
+            yield "  its transition was ended by force: tasks may have met old and new code, and it cannot be unloaded"
         for function in patch.functions:
             waiting = " (not loaded)" if function.patched is False else ""
             yield f"  {function.object}: {function.function}{waiting}"
+    for absent in status.absent:
+        yield f"{absent.name}: not loaded, {absent.state} ({', '.join(absent.patches) or 'patches not known'})"
+        yield f"  {absent.reason}; it was loaded at {local_time(absent.since)}"
+        if absent.state == "guarded":
+            yield f"  it is not loaded when the host comes up; to allow it again: elivepatch allow {absent.name}"
+        else:
+            yield "  'elivepatch boot' loads it"
     for text in status.disagreements:
         yield f"note: {text}"
     for text in status.problems:
         yield f"problem: {text}"
-
-
-class Reverted(Model):
-    """A livepatch that was taken out. ``seconds`` is how long that took.
-
-    ``patches`` are all whose effects ended, ``replaced`` the livepatches that it had replaced: they do not come back.
-    """
-
-    status: Literal["reverted"] = "reverted"
-    exit_status: Literal[0] = 0
-    name: str
-    seconds: float
-    patches: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-
-
-def revert(name: str, settings: Settings, host: Host, output: Output) -> Reverted:
-    """Take a livepatch out of the kernel: the original code is in force again.
-
-    Raises InvalidInputError for what is no name, and what `Loader.revert` raises.
-    """
-    module = kernel_name(name)
-    if not MODULE_NAME.fullmatch(module):
-        raise InvalidInputError(f"{name!r} cannot be the name of a livepatch.", hint="'elivepatch status' names them.")
-    if host.user != 0:
-        raise HostError("Reverting a livepatch needs root.", hint="Run this with sudo.")
-    kernel = running_kernel(host.root)
-    state = StateDirectory(settings.state_dir, host.user)
-    with state.locked():
-        journal = Journal(state)
-        entry = journal.latest_of(module) or Entry(
-            id=new_id(), release=kernel.release, module=StoredModule(name=module, sha256="", size=0)
-        )
-        record = journal.begin(entry)
-
-        def step(taken: LoaderStep) -> None:
-            record.step(taken, boot_id=kernel.boot_id)
-
-        loader = Loader(host, settings.transition_timeout, output.line, step)
-        began = len(entry.steps)
-        if entry.replaces:
-            output.line(f"the original code comes back, and nothing that {module} had replaced")
-        try:
-            with output.working("the kernel's tasks move back to the original code"):
-                seconds = loader.revert(module)
-        except ElivepatchError as error:
-            if len(record.entry.steps) > began:
-                turned_round = record.entry.steps[-1].step == "undone"
-                record.step("loaded" if turned_round else "failed", boot_id=kernel.boot_id, detail=error.message)
-            raise
-        record.step("reverted", boot_id=kernel.boot_id)
-    return Reverted(
-        name=module,
-        seconds=round(seconds, 3),
-        patches=tuple(file.name for file in entry.patches),
-        replaced=entry.replaces,
-    )

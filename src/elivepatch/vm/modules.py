@@ -90,9 +90,11 @@ class ModuleDirectory:
     def _answering(self, name: str) -> list[str]:
         """The module of that name, or the plain one that has the name as an alias, if there is one.
 
-        Only depmod lists aliases, but what asks for an algorithm (``crc32c``) gets it from NAME_generic.
+        Only depmod lists aliases, but what asks for an algorithm (``crc32c``, or since 6.12 ``crypto-crc32c``, see
+        MODULE_ALIAS_CRYPTO in include/crypto/algapi.h) gets it from NAME_generic.
         """
-        return [known for known in (name, f"{name}_generic") if known in self][:1]
+        plain = name.removeprefix("crypto-")
+        return [known for known in (name, plain, f"{plain}_generic") if known in self][:1]
 
     def load_order(self, names: Iterable[str]) -> list[LoadableModule]:
         """The modules of these names and all that they need, each behind what it needs.

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every command of ``elivepatch`` begins and ends with: host, output and settings; errors and interruptions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elivepatch.client.entry import INTERRUPTED
+from elivepatch.client.host import Host
+from elivepatch.client.outcome import Failure, Outcome
+from elivepatch.client.output import Output
+from elivepatch.client.settings import Settings, load_settings
+from elivepatch.errors import ElivepatchError
+
+FILE = click.Path(path_type=Path)
+#: Where the flags of the program itself are kept for its subcommands.
+FLAGS = "elivepatch.flags"
+
+
+@contextlib.contextmanager
+def ending_well(output: Output) -> Generator[list[str]]:
+    """Errors of ours as message, hint and exit status; anything else is a bug and shows where.
+
+    The list takes the warnings of the way there, which are part of the outcome however it ends.
+    """
+    warnings: list[str] = []
+    try:
+        yield warnings
+    except ElivepatchError as error:
+        output.error(error)
+        failure = Failure(code=error.code, message=error.message, hint=error.hint)
+        outcome = Outcome(status="error", exit_status=error.exit_status, error=failure, warnings=tuple(warnings))
+        output.data(outcome.dump())
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        failure = Failure(code="interrupted", message="It was interrupted.")
+        outcome = Outcome(status="error", exit_status=INTERRUPTED, error=failure, warnings=tuple(warnings))
+        output.data(outcome.dump())
+        output.line(
+            "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
+        )
+        sys.exit(INTERRUPTED)
+
+
+def settings_for(host: Host, output: Output, file: Path | None, flags: dict[str, object]) -> Settings:
+    """The settings with the flags that were given; ``file`` takes the place of the usual one."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    settings = load_settings(file=file, environment=os.environ, flags=given, user=host.user)
+    output.debug_wanted = settings.debug
+    if settings.log_output:
+        output.log_to(settings.log_output)
+    return settings
+
+
+def shared_flags(flags: dict[str, Any]) -> dict[str, object]:
+    """Those flags of the program itself that count for its subcommands too."""
+    names = {"url": "url", "debug": "debug", "transition_timeout": "timeout", "log_output": "log_output"}
+    return {setting: flags[flag] for setting, flag in names.items()}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand that runs."""
+
+    host: Host
+    output: Output
+    settings: Settings
+    warnings: list[str] = field(default_factory=list[str])
+
+
+@contextlib.contextmanager
+def subcommand(context: click.Context, *, as_json: bool, **flags: object) -> Generator[Command]:
+    """Begin a subcommand; ``flags`` are its own that are settings."""
+    host = context.ensure_object(Host)
+    of_program: dict[str, Any] = context.meta[FLAGS]
+    output = Output(as_json=as_json or of_program["as_json"])
+    with ending_well(output) as warnings:
+        own = {name: value for name, value in flags.items() if value is not None}
+        settings = settings_for(host, output, of_program["conf_file"], shared_flags(of_program) | own)
+        yield Command(host, output, settings, warnings)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The subcommands that look at this host's livepatches, or change which of them are in force."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from elivepatch.client.boot import Boot, boot_line
+from elivepatch.client.command import FILE, subcommand
+from elivepatch.client.history import history_lines, info, info_lines, told_history
+from elivepatch.client.load_file import FileLoad, FileWish
+from elivepatch.client.metrics import write_metrics
+from elivepatch.client.revert import Reverting, revert_lines
+from elivepatch.client.settle import Settling
+from elivepatch.client.state import StateDirectory
+from elivepatch.client.status import host_status, status_lines
+from elivepatch.client.summary import summary
+from elivepatch.client.uninstall import Uninstalling
+from elivepatch.errors import HostError, InvalidInputError
+from elivepatch.kernel.running import running_kernel
+
+_JSON_HELP = "Print the outcome as JSON on stdout."
+_TIMEOUT_HELP = "How long a transition may take."
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON on stdout.")
+@click.option("--prometheus", type=FILE, metavar="FILE", help="Write it to FILE too, as text for Prometheus.")
+@click.pass_context
+def status_command(context: click.Context, as_json: bool, prometheus: Path | None) -> None:
+    """Show which livepatches the kernel holds and where they come from.
+
+    Exit status: 0 all is as it should be; 7 somebody should look; 8 a livepatch is in transition, or being changed.
+    """
+    with subcommand(context, as_json=as_json) as command:
+        found = host_status(command.host, command.settings.state_dir, guard=command.settings.crash_guard)
+        if prometheus:
+            write_metrics(prometheus, found)
+        command.output.data(found.dump())
+        for line in status_lines(found):
+            command.output.result(line)
+        sys.exit(found.exit_status)
+
+
+@click.command("history")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON on stdout.")
+@click.pass_context
+def history_command(context: click.Context, name: str | None, as_json: bool) -> None:
+    """Show what was asked for, loaded and reverted on this host, or all of it that is about the livepatch NAME."""
+    with subcommand(context, as_json=as_json) as command:
+        found = told_history(StateDirectory(command.settings.state_dir, command.host.user), name)
+        command.output.data(found.dump())
+        for line in history_lines(found):
+            command.output.result(line)
+
+
+@click.command("info")
+@click.argument("module")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON on stdout.")
+@click.pass_context
+def info_command(context: click.Context, module: str, as_json: bool) -> None:
+    """Show all that is known of MODULE: the name of a livepatch of this host, or a module file."""
+    with subcommand(context, as_json=as_json) as command:
+        found = info(module, command.host, StateDirectory(command.settings.state_dir, command.host.user))
+        command.output.data(found.dump())
+        for line in info_lines(found):
+            command.output.result(line)
+
+
+@click.command("load")
+@click.argument("module", type=FILE)
+@click.option("--report", type=FILE, required=True, metavar="FILE", help="The report of its build, as JSON.")
+@click.option(
+    "-p",
+    "--patch",
+    "patches",
+    type=FILE,
+    metavar="PATCH",
+    multiple=True,
+    help="Patch that the module was made from, so that later livepatches can contain it; may be repeated.",
+)
+@click.option("--drop-earlier", is_flag=True, help="Let the effects of livepatches that are in force end.")
+@click.option("--no-verify", is_flag=True, help="Load what was not tried in a VM.")
+@click.option("--accept-warnings", is_flag=True, help="Load although the layout of memory in use changes.")
+@click.option("--force", is_flag=True, help="End a transition that does not finish in time by force. Dangerous.")
+@click.option("--kpatch", is_flag=True, default=None, help="Load through the program kpatch.")
+@click.option("--timeout", type=float, metavar="SECONDS", help=_TIMEOUT_HELP)
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+@click.pass_context
+def load_command(
+    context: click.Context,
+    module: Path,
+    report: Path,
+    patches: tuple[Path, ...],
+    drop_earlier: bool,
+    no_verify: bool,
+    accept_warnings: bool,
+    force: bool,
+    kpatch: bool | None,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Check and load the file MODULE, which was built elsewhere."""
+    flags = {"verify": False if no_verify else None, "kpatch": kpatch, "transition_timeout": timeout}
+    with subcommand(context, as_json=as_json, **flags) as command:
+        wish = FileWish(module, report, patches, accept_warnings, drop_earlier, force)
+        done = FileLoad(wish, command.settings, command.host, command.output, command.warnings).run()
+        command.output.data(done.dump())
+        command.output.result(summary(done))
+
+
+@click.command("revert")
+@click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="Revert all livepatches of this kernel.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition back may take.")
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+@click.pass_context
+def revert_command(
+    context: click.Context, name: str | None, everything: bool, timeout: float | None, as_json: bool
+) -> None:
+    """Disable the livepatch NAME, or the only one that there is, and unload its module."""
+    if name and everything:
+        raise click.UsageError("Either NAME or --all.", context)
+    with subcommand(context, as_json=as_json, transition_timeout=timeout) as command:
+        reverting = Reverting(command.settings, command.host, command.output)
+        if everything:
+            done = reverting.all()
+            command.output.data(done.dump())
+            reverted = done.reverted
+        else:
+            one = reverting.one(name)
+            command.output.data(one.dump())
+            reverted = (one,)
+        for line in revert_lines(reverted):
+            command.output.result(line)
+
+
+@click.command("boot")
+@click.option("--timeout", type=float, metavar="SECONDS", help=_TIMEOUT_HELP)
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+@click.pass_context
+def boot_command(context: click.Context, timeout: float | None, as_json: bool) -> None:
+    """Load what was in force for this kernel when the host went down. For the init system."""
+    with subcommand(context, as_json=as_json, transition_timeout=timeout) as command:
+        done = Boot(command.settings, command.host, command.output, command.warnings).run()
+        command.output.data(done.dump())
+        command.output.result(boot_line(done))
+        sys.exit(done.exit_status)
+
+
+@click.command("allow")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+@click.pass_context
+def allow_command(context: click.Context, name: str, as_json: bool) -> None:
+    """Let the livepatch NAME be loaded again at boot, although the host went down with it."""
+    with subcommand(context, as_json=as_json) as command:
+        done = Boot(command.settings, command.host, command.output, command.warnings).allow(name)
+        command.output.data(done.dump())
+        command.output.result(f"{done.name} is loaded again when the host comes up; 'elivepatch boot' does it now")
+
+
+@click.command("mark")
+@click.argument("what", type=click.Choice(["alive", "shutdown"]))
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON on stdout.")
+@click.pass_context
+def mark_command(context: click.Context, what: str, as_json: bool) -> None:
+    """Write down that the host is up, or that it goes down in an orderly way. For the init system."""
+    with subcommand(context, as_json=as_json) as command:
+        Boot(command.settings, command.host, command.output, command.warnings).mark(shutdown=what == "shutdown")
+
+
+@click.command("repair")
+@click.option("--json", "as_json", is_flag=True, help="Print the status afterwards as JSON on stdout.")
+@click.pass_context
+def repair_command(context: click.Context, as_json: bool) -> None:
+    """Make good what a crash or a kill left unfinished. Every command that changes something does so first."""
+    with subcommand(context, as_json=as_json) as command:
+        if command.host.user != 0:
+            raise HostError("The journal belongs to root.", hint="Run this with sudo.")
+        state = StateDirectory(command.settings.state_dir, command.host.user)
+        if state.path.exists():
+            with state.locked():
+                settling = Settling(command.host, command.settings, state, command.output)
+                if not settling.run(running_kernel(command.host.root)):
+                    command.output.line("nothing was left unfinished")
+        found = host_status(command.host, command.settings.state_dir, guard=command.settings.crash_guard)
+        command.output.data(found.dump())
+        for line in status_lines(found):
+            command.output.result(line)
+        sys.exit(found.exit_status)
+
+
+@click.command("uninstall")
+@click.option("--keep-loaded", is_flag=True, help="Leave the livepatches in the kernel, until the host goes down.")
+@click.option("--yes", is_flag=True, help="Do it; without this flag it is only told what would be done.")
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+@click.pass_context
+def uninstall_command(context: click.Context, keep_loaded: bool, yes: bool, as_json: bool) -> None:
+    """Revert this client's livepatches and remove all that it keeps on this host."""
+    with subcommand(context, as_json=as_json) as command:
+        uninstalling = Uninstalling(command.settings, command.host, command.output, keep_loaded=keep_loaded)
+        if not yes:
+            for line in uninstalling.plan():
+                command.output.line(line)
+            raise InvalidInputError("Nothing was done.", hint="With --yes it is done.")
+        done = uninstalling.run()
+        command.output.data(done.dump())
+        command.output.result(f"{done.removed} is removed")
+
+
+COMMANDS = (
+    status_command,
+    history_command,
+    info_command,
+    load_command,
+    revert_command,
+    boot_command,
+    allow_command,
+    mark_command,
+    repair_command,
+    uninstall_command,
+)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Taking livepatches out of the kernel: the original code is in force again."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from elivepatch.client.acceptance import MODULE_NAME, kernel_name
+from elivepatch.client.host import Host
+from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
+from elivepatch.client.loader import Loader, LoaderStep, ModuleStaysError
+from elivepatch.client.output import Output
+from elivepatch.client.settings import Settings
+from elivepatch.client.settle import Settling
+from elivepatch.client.state import LockedError, StateDirectory
+from elivepatch.errors import ElivepatchError, HostError, InvalidInputError
+from elivepatch.kernel.running import RunningKernel, livepatch, livepatches, running_kernel
+from elivepatch.protocol.models import Model
+
+#: Seconds that another client may take, beside its transition back, to undo what it is loading.
+_UNDO_PATIENCE = 30.0
+#: Last steps of livepatches that are not in the kernel and would be, or could be, loaded at boot.
+_WAITING = {"loaded", "guarded", "allowed"}
+
+
+class Reverted(Model):
+    """A livepatch that was taken out. ``seconds`` is how long that took.
+
+    ``patches`` are all whose effects ended, ``replaced`` the livepatches that it had replaced: they do not come back.
+    ``note`` is what there is to say beside that.
+    """
+
+    status: Literal["reverted"] = "reverted"
+    exit_status: Literal[0] = 0
+    name: str
+    seconds: float
+    patches: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    note: str | None = None
+
+
+class RevertedAll(Model):
+    """The livepatches that were taken out, in order."""
+
+    status: Literal["reverted"] = "reverted"
+    exit_status: Literal[0] = 0
+    reverted: tuple[Reverted, ...]
+
+
+@dataclass(frozen=True)
+class Reverting:
+    """Reverts livepatches of one host."""
+
+    settings: Settings
+    host: Host
+    output: Output
+
+    def one(self, name: str | None) -> Reverted:
+        """Revert the livepatch of that name, or the only one that there is.
+
+        A load of it that is under way in another process is interrupted, which undoes it. Raises InvalidInputError for
+        what is no name, and what `Loader.revert` raises.
+        """
+        module = self._module(name)
+        with self._locked(module) as (state, interrupted):
+            entry = Journal(state).latest_of(module)
+            if interrupted and entry and livepatch(module, self.host.root) is None:
+                return _reverted(module, entry, 0, note="the load that was under way was undone")
+            return self._revert(module, state)
+
+    def all(self) -> RevertedAll:
+        """Revert all livepatches that the kernel holds, the last one first. For what it raises see `one`."""
+        with self._locked(None) as (state, _):
+            numbers = {e.module.name: e.number for e in Journal(state).entries()[0] if e.module and e.touched_kernel}
+            names = [patch.name for patch in livepatches(self.host.root)]
+            names.sort(key=lambda name: numbers.get(name, 0), reverse=True)
+            return RevertedAll(reverted=tuple(self._revert(name, state) for name in names))
+
+    def _module(self, name: str | None) -> str:
+        if name is None:
+            names = [patch.name for patch in livepatches(self.host.root)]
+            if not names:
+                raise HostError("There is no livepatch in this kernel.", hint="There is nothing to revert.")
+            if len(names) > 1:
+                raise InvalidInputError(
+                    f"The kernel holds {', '.join(names)}.", hint="Name the one to revert, or revert them with --all."
+                )
+            return names[0]
+        module = kernel_name(name)
+        if not MODULE_NAME.fullmatch(module):
+            raise InvalidInputError(
+                f"{name!r} cannot be the name of a livepatch.", hint="'elivepatch status' names them."
+            )
+        return module
+
+    @contextlib.contextmanager
+    def _locked(self, module: str | None) -> Generator[tuple[StateDirectory, bool]]:
+        """The lock, with journal and kernel in agreement, and whether a load had to be interrupted for it.
+
+        ``module`` is what is to be reverted, None for all.
+        """
+        if self.host.user != 0:
+            raise HostError("Reverting a livepatch needs root.", hint="Run this with sudo.")
+        state = StateDirectory(self.settings.state_dir, self.host.user)
+        interrupted = False
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(state.locked())
+            except LockedError:
+                interrupted = self._interrupt(module, state)
+                if not interrupted:
+                    raise
+                stack.enter_context(state.locked(max(self.settings.transition_timeout, 15) + _UNDO_PATIENCE))
+            Settling(self.host, self.settings, state, self.output).run(running_kernel(self.host.root))
+            yield state, interrupted
+
+    def _interrupt(self, module: str | None, state: StateDirectory) -> bool:
+        """Tell a client that is loading this livepatch to end; it undoes the load. Gives whether there is one."""
+        boot_id = running_kernel(self.host.root).boot_id
+        loading = [
+            entry.module.name
+            for entry in Journal(state).entries()[0]
+            if entry.module and entry.last and entry.last.step == "loading" and entry.last.boot_id == boot_id
+        ]
+        holder = state.holder()
+        if not holder or not holder.isdecimal() or not (module in loading if module else loading):
+            return False
+        self.output.line(f"process {holder} is loading {module or ', '.join(loading)}: it is told to undo that")
+        with contextlib.suppress(ProcessLookupError):
+            self.host.signal(int(holder), signal.SIGTERM)
+        return True
+
+    def _revert(self, module: str, state: StateDirectory) -> Reverted:
+        kernel = running_kernel(self.host.root)
+        journal = Journal(state)
+        entry = journal.latest_of(module)
+        if livepatch(module, self.host.root) is None and entry and entry.last and entry.last.step in _WAITING:
+            return self._forget(module, entry, journal, kernel)
+        gone = livepatch(module, self.host.root) is None and not (self.host.root / "sys/module" / module).exists()
+        if gone and entry and entry.last and entry.last.step == "replaced":
+            return _reverted(module, entry, 0, note="it was replaced before, and nothing is left of it")
+        entry = entry or Entry(id=new_id(), release=kernel.release, module=StoredModule(name=module, sha256="", size=0))
+        record = journal.begin(entry)
+
+        def step(taken: LoaderStep) -> None:
+            record.step(taken, boot_id=kernel.boot_id)
+
+        loader = Loader(self.host, self.settings.transition_timeout, self.output.line, step)
+        began = len(entry.steps)
+        if entry.replaces:
+            self.output.line(f"the original code comes back, and nothing that {module} had replaced")
+        note = None
+        try:
+            with self.output.working("the kernel's tasks move back to the original code"):
+                seconds = loader.revert(module)
+        except ModuleStaysError as error:
+            if not entry.forced:
+                record.step("failed", boot_id=kernel.boot_id, detail=error.message)
+                raise
+            seconds, note = 0.0, "its module stays until the next boot, because its transition was forced"
+        except ElivepatchError as error:
+            if len(record.entry.steps) > began:
+                turned_round = record.entry.steps[-1].step == "undone"
+                record.step("loaded" if turned_round else "failed", boot_id=kernel.boot_id, detail=error.message)
+            raise
+        record.step("reverted", boot_id=kernel.boot_id, detail=note)
+        return _reverted(module, entry, seconds, note=note)
+
+    def _forget(self, module: str, entry: Entry, journal: Journal, kernel: RunningKernel) -> Reverted:
+        """Write down that a livepatch that the kernel does not hold is not to be loaded at boot either."""
+        detail = "the kernel did not hold it; it will not be loaded at boot"
+        journal.begin(entry).step("reverted", boot_id=kernel.boot_id, detail=detail)
+        return _reverted(module, entry, 0, note=detail)
+
+
+def _reverted(module: str, entry: Entry, seconds: float, *, note: str | None) -> Reverted:
+    return Reverted(
+        name=module,
+        seconds=round(seconds, 3),
+        patches=tuple(file.name for file in entry.patches),
+        replaced=entry.replaces,
+        note=note,
+    )
+
+
+def revert_lines(done: Sequence[Reverted]) -> list[str]:
+    """What was reverted, in words."""
+    lines: list[str] = []
+    for one in done:
+        text = f"{one.name} is reverted and unloaded, which took {one.seconds:.1f} s: the original code is in force"
+        if one.note:
+            text = f"{one.name} is reverted: {one.note}"
+        elif one.replaced:
+            text += f", without {', '.join(one.patches)}; what it had replaced ({', '.join(one.replaced)}) stays gone"
+        lines.append(text)
+    return lines or ["no livepatch is loaded: there is nothing to revert"]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Clearing up: the livepatches of this client out of the kernel, and all that it keeps off the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from elivepatch.client.host import Host
+from elivepatch.client.journal import Journal
+from elivepatch.client.output import Output
+from elivepatch.client.revert import Reverting
+from elivepatch.client.settings import Settings
+from elivepatch.client.state import StateDirectory, require_trusted
+from elivepatch.errors import HostError
+from elivepatch.kernel.running import livepatches
+from elivepatch.protocol.models import Model
+
+#: What the client puts into its directory; whatever else lies there is not its own.
+_OURS = ("journal", "modules", "patches", "image.json", "lock")
+
+
+class Uninstalled(Model):
+    """What was done. ``kept`` are livepatches that stay in the kernel until the host goes down."""
+
+    status: Literal["uninstalled"] = "uninstalled"
+    exit_status: Literal[0] = 0
+    removed: str
+    reverted: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Uninstalling:
+    """Clears up one host; with ``keep_loaded`` the livepatches stay in the kernel."""
+
+    settings: Settings
+    host: Host
+    output: Output
+    keep_loaded: bool = False
+
+    def plan(self) -> Iterator[str]:
+        """What would be done, in words."""
+        names = self._ours()
+        if names:
+            yield f"{', '.join(names)}: {'stays' if self.keep_loaded else 'would be reverted'}"
+        yield f"{self.settings.state_dir}: journal, modules and patches would be removed"
+
+    def run(self) -> Uninstalled:
+        """Do it. Raises HostError where a livepatch cannot be reverted; then nothing is removed."""
+        if self.host.user != 0:
+            raise HostError("Uninstalling needs root.", hint="Run this with sudo.")
+        state = StateDirectory(self.settings.state_dir, self.host.user)
+        names = self._ours()
+        reverted: list[str] = []
+        if not self.keep_loaded:
+            for name in names:
+                Reverting(self.settings, self.host, self.output).one(name)
+                reverted.append(name)
+        if state.path.exists():
+            self._remove(state)
+        kept = tuple(names) if self.keep_loaded else ()
+        return Uninstalled(removed=str(state.path), reverted=tuple(reverted), kept=kept)
+
+    def _ours(self) -> list[str]:
+        """The livepatches of this client that the kernel holds."""
+        state = StateDirectory(self.settings.state_dir, self.host.user)
+        known = {e.module.name for e in Journal(state).entries()[0] if e.module and e.touched_kernel}
+        return [patch.name for patch in livepatches(self.host.root) if patch.name in known]
+
+    def _remove(self, state: StateDirectory) -> None:
+        require_trusted(state.path, state.user)
+        with state.locked():
+            for name in _OURS:
+                place = state.path / name
+                if place.is_dir() and not place.is_symlink():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a mount point, or something that is not ours lies there
+            state.path.rmdir()
