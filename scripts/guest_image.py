@@ -122,12 +122,17 @@ def build_wheel(project: Path, target: Path) -> Path:
     return wheel
 
 
+def install_packages(requirement: str, python_version: str, target: Path) -> None:
+    """Install a Python package and what it needs into a directory, for a Python that may be another than ours."""
+    installer = _installer()
+    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:"]
+    process.run([*argv, "--target", target, requirement], env=_installer_environment(), timeout=600)
+
+
 def install_client(wheel: Path, python_version: str, stage: Path) -> None:
     """Install the client and what it needs below ``stage``, for the Python of the guest's root."""
     packages = stage / f"usr/local/lib/python{python_version}/dist-packages"
-    installer = _installer()
-    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:"]
-    process.run([*argv, "--target", packages, wheel], env=_installer_environment(), timeout=600)
+    install_packages(str(wheel), python_version, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)  # their first line names the Python of this machine
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
