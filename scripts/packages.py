@@ -52,6 +52,14 @@ lintian --tag-display-limit 0 --fail-on error,warning *.changes >&2
 """
 
 
+#: Where Debian's shells look for completions (bash-completion, zsh, fish).
+_COMPLETIONS = {
+    "bash": "usr/share/bash-completion/completions/{}",
+    "zsh": "usr/share/zsh/vendor-completions/_{}",
+    "fish": "usr/share/fish/vendor_completions.d/{}.fish",
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """A program and the package that brings it; ``extra`` is the wheel's extra that it needs."""
@@ -88,6 +96,7 @@ def make_debs(suite: str, output: Path, roots: Path, mirror: str | None, progres
         for part in PARTS:
             progress.step(f"{suite}: the Python packages of {part.program}")
             stage(wheel, part, python, source / "stage" / part.name)
+            stage_texts(part, source / "stage" / part.name)
         major, minor = python.split(".")
         (source / "stage/python-depends").write_text(f"python3 (>= {python}~), python3 (<< {major}.{int(minor) + 1}~)")
         for path in (job, *job.rglob("*")):
@@ -121,6 +130,20 @@ def stage(wheel: Path, part: Part, python: str, target: Path) -> None:
     program.chmod(0o755)
     (target / "usr/bin").mkdir(parents=True)
     (target / "usr/bin" / part.program).symlink_to(f"../lib/elivepatch/{part.name}/bin/{part.program}")
+
+
+def stage_texts(part: Part, target: Path) -> None:
+    """The manual page, and the completion of each shell where Debian's shells look for it."""
+    manual = target / "usr/share/man/man8"
+    with tempfile.TemporaryDirectory() as scratch:
+        process.run([sys.executable, PROJECT / "scripts/man_pages.py", scratch], timeout=120)
+        manual.mkdir(parents=True)
+        shutil.copy(Path(scratch) / f"{part.program}.8", manual)
+    for shell, place in _COMPLETIONS.items():
+        file = target / place.format(part.program)
+        file.parent.mkdir(parents=True)
+        program = Path(sys.executable).parent / part.program
+        file.write_text(process.run([program, "completion", shell], timeout=60).stdout)
 
 
 def _without_surplus(packages: Path) -> None:
