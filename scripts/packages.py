@@ -89,9 +89,9 @@ def make_debs(suite: str, output: Path, roots: Path, mirror: str | None, progres
         source = job / "elivepatch"
         shutil.copytree(PROJECT / "packaging/debian", source / "debian")
         (source / "debian/changelog").write_text(_changelog(suite, number))
-        for unit in (PROJECT / "packaging/systemd").iterdir():
-            package = "elivepatch-server" if unit.stem == "elivepatch-server" else "elivepatch"
-            shutil.copyfile(unit, source / f"debian/{package}.{unit.name}")
+        for package, directory in (("elivepatch", "systemd"), ("elivepatch-server", "server")):
+            for unit in (PROJECT / "packaging" / directory).iterdir():
+                shutil.copyfile(unit, source / f"debian/{package}.{unit.name}")
         wheel = build_wheel(PROJECT, work)
         for part in PARTS:
             progress.step(f"{suite}: the Python packages of {part.program}")

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Debian packages, made and checked by lintian, installed in a clean root of their suite, removed and purged."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import packages
+import pytest
+
+from elivepatch import process
+from elivepatch.progress import Progress
+from elivepatch.toolchains.roots import Roots, RootSpec
+from elivepatch.workshop import Workshop
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+#: What the packages depend on, so that dpkg alone can install them; a host's apt would bring it.
+_NEEDED = (
+    *("python3", "kmod", "adduser", "binutils", "bubblewrap", "bzip2", "ca-certificates", "cpio", "e2fsprogs", "git"),
+    *("gpgv", "mmdebstrap", "patch", "qemu-system-x86", "systemd", "uidmap", "xz-utils", "zstd"),
+)
+_LIMIT_MB = 25
+
+
+class Host:
+    """A clean host of a suite, as a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        inside = ["sh", "-c", 'exec chroot "$0" "$@"', str(self.root), *argv]
+        namespace = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--"]
+        done = process.run([*namespace, *inside], check=check, timeout=300, env={"DEBIAN_FRONTEND": "noninteractive"})
+        return done.stdout + done.stderr
+
+    def files(self) -> dict[str, int]:
+        """All files with their sizes, but for dpkg's own records and logs."""
+        found: dict[str, int] = {}
+        for path in self.root.rglob("*"):
+            name = str(path.relative_to(self.root))
+            if not name.startswith(("var/lib/dpkg", "var/log", "proc", "sys", "dev")) and (
+                path.is_symlink() or path.is_file()
+            ):
+                found[name] = path.lstat().st_blocks * 512
+        return found
+
+
+@pytest.fixture(scope="module", params=list(packages.SUITES))
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def debs(
+    suite: str, workshop: Workshop, progress: Progress, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    output = tmp_path_factory.mktemp("debs")
+    made = packages.make_debs(suite, output, workshop.cache / "roots", workshop.mirror, progress)
+    return {path.name.partition("_")[0]: path for path in made}
+
+
+@pytest.fixture
+def host(suite: str, workshop: Workshop, progress: Progress, tmp_path: Path) -> Iterator[Host]:
+    name = f"host-{suite}"
+    root = Roots(workshop.cache / "roots", workshop.mirror, {name: RootSpec(suite, _NEEDED)}).ensure(name, progress)
+    copy = tmp_path / "host"
+    process.run(["cp", "-a", root.path, copy], timeout=300)
+    yield Host(copy)
+    shutil.rmtree(copy)
+
+
+def test_the_client_is_installed_and_removed_without_a_trace(host: Host, debs: dict[str, Path]) -> None:
+    before = host.files()
+    shutil.copy(debs["elivepatch"], host.root / "client.deb")
+    host.run("dpkg", "-i", "/client.deb")
+    (host.root / "client.deb").unlink()
+    added = {name: size for name, size in host.files().items() if name not in before}
+    assert sum(added.values()) < _LIMIT_MB * 1024**2, sum(added.values()) / 1024**2
+    assert "elivepatch" in host.run("elivepatch", "--version")
+    assert "no kernel" in (said := host.run("elivepatch", "status", check=False)) or "kernel" in said
+    for unit in ("elivepatch.service", "elivepatch-shutdown.service"):
+        assert (host.root / f"etc/systemd/system/multi-user.target.wants/{unit}").is_symlink()
+    assert (host.root / "etc/systemd/system/timers.target.wants/elivepatch-alive.timer").is_symlink()
+    for file in ("man/man8/elivepatch.8.gz", "bash-completion/completions/elivepatch"):
+        assert (host.root / "usr/share" / file).is_file() or "man/" in file
+    host.run("dpkg", "--purge", "elivepatch")
+    left = set(host.files()) - set(before)
+    assert not {name for name in left if "elivepatch" in name}
+
+
+def test_the_server_is_installed_with_a_user_of_its_own(host: Host, debs: dict[str, Path]) -> None:
+    before = host.files()
+    shutil.copy(debs["elivepatch-server"], host.root / "server.deb")
+    host.run("dpkg", "-i", "/server.deb")
+    (host.root / "server.deb").unlink()
+    assert re.search(r"^elivepatch:", (host.root / "etc/passwd").read_text(), re.MULTILINE)
+    for file in ("subuid", "subgid"):
+        given = re.findall(r"^elivepatch:(\d+):(\d+)$", (host.root / "etc" / file).read_text(), re.MULTILINE)
+        assert [count for _, count in given] == ["65536"]
+    assert (host.root / "etc/systemd/system/multi-user.target.wants/elivepatch-server.service").is_symlink()
+    script = (
+        "import sys; sys.argv = ['elivepatch-server', 'root', 'list']; from elivepatch.server.cli import main; main()"
+    )
+    told = host.run(
+        "su", "-s", "/bin/sh", "elivepatch", "-c", f'/usr/lib/elivepatch/server/bin/python3 -I -c "{script}"'
+    )
+    assert "trixie" in told
+    settings = "from elivepatch.server.settings import load; print(load().host)"
+    assert host.run("/usr/lib/elivepatch/server/bin/python3", "-I", "-c", settings).strip() == "127.0.0.1"
+    host.run("dpkg", "--purge", "elivepatch-server")
+    left = {name for name in set(host.files()) - set(before) if "elivepatch" in name}
+    assert not left
+
+
+def test_the_packages_are_for_this_python(debs: dict[str, Path], suite: str) -> None:
+    version = packages.SUITES[suite][0]
+    for deb in debs.values():
+        needs = process.run(["dpkg-deb", "--field", deb, "Depends"]).stdout
+        assert f"python3 (>= {version}~)" in needs
+    assert sys.version_info >= (3, 11)
