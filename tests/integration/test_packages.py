@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,12 +82,11 @@ def test_the_client_is_installed_and_removed_without_a_trace(host: Host, debs: d
     added = {name: size for name, size in host.files().items() if name not in before}
     assert sum(added.values()) < _LIMIT_MB * 1024**2, sum(added.values()) / 1024**2
     assert "elivepatch" in host.run("elivepatch", "--version")
-    assert "no kernel" in (said := host.run("elivepatch", "status", check=False)) or "kernel" in said
+    assert "kernel " in host.run("elivepatch", "status", check=False)
     for unit in ("elivepatch.service", "elivepatch-shutdown.service"):
         assert (host.root / f"etc/systemd/system/multi-user.target.wants/{unit}").is_symlink()
     assert (host.root / "etc/systemd/system/timers.target.wants/elivepatch-alive.timer").is_symlink()
-    for file in ("man/man8/elivepatch.8.gz", "bash-completion/completions/elivepatch"):
-        assert (host.root / "usr/share" / file).is_file() or "man/" in file
+    assert (host.root / "usr/share/bash-completion/completions/elivepatch").is_file()
     host.run("dpkg", "--purge", "elivepatch")
     left = set(host.files()) - set(before)
     assert not {name for name in left if "elivepatch" in name}
@@ -104,12 +102,7 @@ def test_the_server_is_installed_with_a_user_of_its_own(host: Host, debs: dict[s
         given = re.findall(r"^elivepatch:(\d+):(\d+)$", (host.root / "etc" / file).read_text(), re.MULTILINE)
         assert [count for _, count in given] == ["65536"]
     assert (host.root / "etc/systemd/system/multi-user.target.wants/elivepatch-server.service").is_symlink()
-    script = (
-        "import sys; sys.argv = ['elivepatch-server', 'root', 'list']; from elivepatch.server.cli import main; main()"
-    )
-    told = host.run(
-        "su", "-s", "/bin/sh", "elivepatch", "-c", f'/usr/lib/elivepatch/server/bin/python3 -I -c "{script}"'
-    )
+    told = host.run("su", "-s", "/bin/sh", "elivepatch", "-c", "elivepatch-server root list")
     assert "trixie" in told
     settings = "from elivepatch.server.settings import load; print(load().host)"
     assert host.run("/usr/lib/elivepatch/server/bin/python3", "-I", "-c", settings).strip() == "127.0.0.1"
@@ -123,4 +116,4 @@ def test_the_packages_are_for_this_python(debs: dict[str, Path], suite: str) -> 
     for deb in debs.values():
         needs = process.run(["dpkg-deb", "--field", deb, "Depends"]).stdout
         assert f"python3 (>= {version}~)" in needs
-    assert sys.version_info >= (3, 11)
+        assert "man8" in process.run(["dpkg-deb", "--contents", deb]).stdout
