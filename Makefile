@@ -16,7 +16,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels survey requirements clean clean-cache
+.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels survey requirements packages clean clean-cache
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ demo: setup ## a guest with a stock Debian kernel asks this machine's server for
 
 man: setup ## the manual pages of both programs, in dist-build/man
 	$(BIN)/python scripts/man_pages.py dist-build/man
+
+packages: setup ## Debian packages of client and server for Debian 12 and 13, in dist
+	$(BIN)/python scripts/packages.py deb --output dist
 
 check: setup ## style, types, layers
 	$(BIN)/ruff check .
