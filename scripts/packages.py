@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -62,14 +63,24 @@ _COMPLETIONS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A program and the package that brings it; ``extra`` is the wheel's extra that it needs."""
+    """A program and the package that brings it; ``extra`` is the wheel's extra that it needs.
+
+    ``surplus`` are Python packages that come with it and are never imported.
+    """
 
     name: str
     program: str
     extra: str
+    surplus: tuple[str, ...] = ()
 
 
-PARTS = (Part("client", "elivepatch", ""), Part("server", "elivepatch-server", "[server]"))
+#: Rich colours source code and Markdown with these, and the client shows neither.
+_RICH = ("pygments", "pygments-*.dist-info", "markdown_it", "markdown_it_py-*.dist-info", "mdurl", "mdurl-*.dist-info")
+_SERVER_ROOMS = tuple(f"elivepatch/{room}" for room in ("build", "server", "sources", "toolchains", "vm"))
+PARTS = (
+    Part("client", "elivepatch", "", surplus=_RICH + _SERVER_ROOMS),
+    Part("server", "elivepatch-server", "[server]"),
+)
 
 
 # -- Debian packages
@@ -119,7 +130,7 @@ def stage(wheel: Path, part: Part, python: str, target: Path) -> None:
     packages = place / f"lib/python{python}/site-packages"
     install_packages(f"{wheel}{part.extra}", python, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)
-    _without_surplus(packages)
+    _without_surplus(packages, part.surplus)
     _without_interpreters(packages)
     (place / "bin").mkdir()
     (place / "bin/python3").symlink_to(f"/usr/bin/python{python}")
@@ -146,9 +157,10 @@ def stage_texts(part: Part, target: Path) -> None:
         file.write_text(process.run([program, "completion", shell], timeout=60).stdout)
 
 
-def _without_surplus(packages: Path) -> None:
-    """Remove what no program needs: caches, tests of the Python packages, records of their installation."""
-    for pattern in ("**/__pycache__", "**/tests", "**/test", "*.dist-info/RECORD", "*.dist-info/direct_url.json"):
+def _without_surplus(packages: Path, surplus: Sequence[str]) -> None:
+    """Remove what the program does not need: caches, tests of Python packages, records of their installation."""
+    usual = ("**/__pycache__", "**/tests", "**/test", "*.dist-info/RECORD", "*.dist-info/direct_url.json")
+    for pattern in (*usual, *surplus):
         for path in list(packages.glob(pattern)):
             if path.is_dir():
                 shutil.rmtree(path)
