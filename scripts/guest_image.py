@@ -160,11 +160,15 @@ def make_image(
     project: Path,
     progress: Progress,
     packages: Sequence[str] = PACKAGES,
+    *,
+    own: str = "",
 ) -> Path:
-    """An ext4 image of a host that runs a stock kernel and has the client; kept in ``cache`` by what it is made of.
+    """An ext4 image of a host that has the client; kept in ``cache`` by what it is made of.
 
     ``image_package_root`` is where the kernel's image package (and, where it is one of its own, its modules package)
-    was unpacked. Raises ProgramError where a program fails, ToolUnavailableError where one is missing.
+    was unpacked. For a kernel that no package has, it is what the host's administrator has installed, /usr/src with
+    it, and ``own`` tells it from others of the same release. Raises ProgramError where a program fails,
+    ToolUnavailableError where one is missing.
     """
     for name in ("mmdebstrap", "mke2fs"):
         process.find_program(name, hint="Install mmdebstrap and e2fsprogs.")
@@ -172,7 +176,8 @@ def make_image(
     with tempfile.TemporaryDirectory(prefix=".guest-image-", dir=cache) as name:
         work = Path(name)
         wheel = build_wheel(project, work)
-        key = _digest(base.name.encode(), release.encode(), _wheel_digest(wheel), Path(__file__).read_bytes())
+        of = (base.name, release, own)
+        key = _digest(*map(str.encode, of), _wheel_digest(wheel), Path(__file__).read_bytes())
         image = cache / f"guest-{suite}-{key}.ext4"
         if image.exists():
             return image
@@ -180,6 +185,8 @@ def make_image(
         stage = work / "stage"
         modules = stage / "usr/lib/modules" / release
         shutil.copytree(image_package_root / "usr/lib/modules" / release, modules, symlinks=True)
+        if (image_package_root / "usr/src").is_dir():
+            shutil.copytree(image_package_root / "usr/src", stage / "usr/src", symlinks=True)
         (stage / "boot").mkdir()
         shutil.copy(image_package_root / f"boot/config-{release}", stage / "boot")
         install_client(wheel, _python_version(base), stage)
