@@ -151,6 +151,22 @@ class Store:
             os.utime(self._stamp(key), (now, now))
 
 
+@contextmanager
+def made_aside(kept: Path) -> Generator[Path]:
+    """A directory to fill, which becomes ``kept`` when the block ends well; if another process was first, its stays."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{kept.name}.", dir=kept.parent))
+    try:
+        aside.chmod(0o755)
+        yield aside
+        try:
+            aside.rename(kept)
+        except OSError:
+            if not kept.is_dir():
+                raise
+    finally:
+        remove_tree(aside)
+
+
 def disk_usage(path: Path) -> int:
     """Bytes that a directory takes on disk."""
     total = 0

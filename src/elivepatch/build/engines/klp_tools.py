@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from elivepatch.build.collect import collect
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.build.store import remove_tree
+from elivepatch.build.store import made_aside, remove_tree
 from elivepatch.errors import ConfigurationMismatchError, InternalError, ToolUnavailableError
 from elivepatch.toolchains.sandbox import JOB, TREE, Overlay, Sandbox, give_to_sandbox
 
@@ -62,17 +61,9 @@ def klp_tools(kernel: PreparedKernel, work: Path) -> KlpTools:
     """The tools of a kernel, made if they are not there; several callers at once end with one set of them."""
     kept = kernel.path / f"klp-{FORMAT}"
     if not kept.is_dir():
-        aside = Path(tempfile.mkdtemp(prefix=".klp.", dir=kernel.path))
-        try:
-            aside.chmod(0o755)
+        with made_aside(kept) as aside:
             _make_objtool(kernel, work / "objtool", aside / "objtool")
             _make_model(kernel, work / "model", aside)
-            aside.rename(kept)
-        except OSError:
-            if not kept.is_dir():
-                raise  # else another build was first
-        finally:
-            remove_tree(aside)
     return KlpTools(kept, json.loads((kept / "commands.json").read_text()))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from elivepatch.build.diagnose import diagnose_differ, differ_error, link_error
 from elivepatch.build.engines.engine import DiffObject, FunctionChange
 from elivepatch.build.engines.results import gather, localise
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.build.store import remove_tree
+from elivepatch.build.store import made_aside
 from elivepatch.errors import ElivepatchError, InternalError
 from elivepatch.process import ProgramError
 from elivepatch.toolchains.roots import Root
@@ -201,16 +200,8 @@ class KpatchEngine:
             # only kernels that have it know this target (scripts/Makefile.modfinal)
             common = f"make -f scripts/Makefile.modfinal {_PLACE}/.module-common.o >/dev/null 2>&1 || true"
             sandbox.run(["sh", "-e", "-c", f"{script}; {common}"], cwd=TREE, env=self._link_environment())
-        aside = Path(tempfile.mkdtemp(prefix=".kpatch.", dir=self._kernel.path))
-        try:
-            aside.chmod(0o755)
+        with made_aside(kept) as aside:
             for file in ("patch-hook.o", "kpatch.lds", ".module-common.o", "..module-common.o.cmd"):
                 if (place / file).exists():
                     shutil.copy2(place / file, aside / file)
-            aside.rename(kept)
-        except OSError:
-            if not kept.is_dir():
-                raise  # else another build was first
-        finally:
-            remove_tree(aside)
         return kept
