@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from posixpath import basename, dirname, normpath
@@ -177,16 +178,9 @@ class IncludeIndex:
 
         Files that include something unknown may include any file, and count always.
         """
-        edges = self.edges
-        users: dict[str, list[str]] = {}
-        for includer, included in edges.items():
-            for path in included:
-                users.setdefault(path, []).append(includer)
-        reached = set(wanted)
-        todo = list(wanted)
-        opaque = [path for path, scanned in self.scanned.items() if self._opaque(path, scanned, edges)]
-        todo += opaque
-        reached.update(opaque)
+        users, opaque = self._users
+        reached = {*wanted, *opaque}
+        todo = [*wanted, *opaque]
         while todo:
             for user in users.get(todo.pop(), ()):
                 if user not in reached:
@@ -201,6 +195,15 @@ class IncludeIndex:
             for unit, parents in self.units.items()
             if unit in reached or any(not place or unit.startswith(f"{place}/") for place in directories)
         }
+
+    @cached_property
+    def _users(self) -> tuple[Mapping[str, Collection[str]], Collection[str]]:
+        """Who includes each file, and the files that include something unknown."""
+        users: dict[str, list[str]] = {}
+        for includer, included in self.edges.items():
+            for path in included:
+                users.setdefault(path, []).append(includer)
+        return users, [path for path, scanned in self.scanned.items() if self._opaque(path, scanned, self.edges)]
 
     def _all_forced(self) -> Iterable[str]:
         yield from self.search.forced

@@ -80,14 +80,21 @@ class _Names:
         return [self.image, f"{self.image}-dbg", self.headers, self.source, *self.kbuilds]
 
     def version(self, versions: Mapping[str, Sequence[str]]) -> str | None:
-        """The one source version at which all that is needed is offered."""
+        """The one source version at which all that is needed is offered, kbuild's tools excepted."""
         for version in versions.get(self.image, ()):
             rest = (f"{self.image}-dbg", self.headers, self.source)
-            if all(version in versions.get(name, ()) for name in rest) and any(
-                version in versions.get(name, ()) for name in self.kbuilds
-            ):
+            if all(version in versions.get(name, ()) for name in rest) and self.kbuild(version, versions):
                 return version
         return None
+
+    def kbuild(self, version: str, versions: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+        """The package of kbuild's tools and its version.
+
+        An archive that keeps older kernels of a series keeps only the newest tools of it. They do for all of the
+        series: what they make is compared with the kernel's own objects.
+        """
+        offered = [(name, each) for name in self.kbuilds for each in versions.get(name, ())]
+        return next((one for one in offered if one[1] == version), offered[0] if offered else None)
 
 
 def backports_list(sources: str, suite: str) -> str:
@@ -271,13 +278,15 @@ class DebianSource:
         names = _Names.of(release)
         versions = self._versions([*names.needed(), *names.split])
         version = names.version(versions)
-        if version is None:
+        tools = names.kbuild(version, versions) if version is not None else None
+        if version is None or tools is None:
             return None
         image, source = names.image, names.source
-        kbuild = next(name for name in names.kbuilds if version in versions[name])
+        kbuild, kbuild_version = tools
         images = [image, *(name for name in names.split if version in versions[name])]
         headers = names.headers
-        found = self._describe([*images, f"{image}-dbg", headers, kbuild, source], version)
+        found = self._describe([*images, f"{image}-dbg", headers, source], version)
+        found |= self._describe([kbuild], kbuild_version)
         return KernelFiles(
             release=release,
             origin=f"debian:linux {version} ({self._configuration.name})",

@@ -93,16 +93,7 @@ class GitRepository:
         Raises InvalidInputError for a reference that is none, KernelUnavailableError for one that is not there,
         DownloadFailedError where the repository cannot be reached.
         """
-        check_git(self.url, ref)
-        if self.url.startswith("file:") and not self.local:
-            raise InvalidInputError(
-                f"{self.url}: paths of the server are not allowed.", hint="https://, ssh:// or git://"
-            )
-        if self.whole and not (_OBJECT.fullmatch(ref) and self._has(ref)):
-            self._fetch_all(progress)
-            commit = self._resolved(ref)
-        else:
-            commit = ref if _OBJECT.fullmatch(ref) else self._ask(ref)
+        commit = self._commit_of(ref, progress)
         identity = hashlib.sha256(f"elivepatch-git-1 {commit}".encode()).hexdigest()
         short = "" if ref == commit else f" (commit {commit[:12]})"
 
@@ -116,6 +107,21 @@ class GitRepository:
 
         return SourceTree(f"git:{self.url}#{ref}{short}", identity, fetch, compose)
 
+    # -- what a mirror holds, for those who want no tree
+
+    def bring(self, ref: str, progress: Progress) -> str:
+        """Have what a branch, tag or commit id names now in the mirror, and give its commit. For errors see `tree`."""
+        commit = self._commit_of(ref, progress)
+        if not self._has(commit):
+            self._fetch(commit, ref, progress)
+        return commit
+
+    def query(
+        self, *words: str, stdin: bytes | None = None, stdout: Path | None = None, check: bool = True
+    ) -> Completed:
+        """Ask git something about the mirror. ``stdout`` writes what it says to a file. Raises ProgramError."""
+        return self._git(*words, stdin=stdin, stdout=stdout, check=check)
+
     # -- git
 
     def _git(
@@ -126,6 +132,8 @@ class GitRepository:
         timeout: float = 300.0,
         index: Path | None = None,
         place: Sequence[str] = (),
+        stdin: bytes | None = None,
+        stdout: Path | None = None,
     ) -> Completed:
         options = [word for name, value in _OPTIONS.items() for word in ("-c", f"{name}={value}")]
         environment = {
@@ -140,7 +148,16 @@ class GitRepository:
         }
         where = [] if words[0] in _WITHOUT_MIRROR else [f"--git-dir={self.mirror}"]
         argv = ["git", *options, *where, *place, *words]
-        return run(argv, cwd=Path("/"), env=environment, check=check, guard=guard, timeout=timeout)
+        return run(
+            argv,
+            cwd=Path("/"),
+            env=environment,
+            check=check,
+            guard=guard,
+            timeout=timeout,
+            stdin=stdin,
+            stdout=stdout,
+        )
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[None]:
@@ -169,6 +186,18 @@ class GitRepository:
         return self._git("rev-parse", "--quiet", "--verify", _keep(commit), check=False).stdout.strip() == commit
 
     # -- the server
+
+    def _commit_of(self, ref: str, progress: Progress) -> str:
+        """The commit that a reference names now; a whole mirror is brought up to date for that."""
+        check_git(self.url, ref)
+        if self.url.startswith("file:") and not self.local:
+            raise InvalidInputError(
+                f"{self.url}: paths of the server are not allowed.", hint="https://, ssh:// or git://"
+            )
+        if self.whole and not (_OBJECT.fullmatch(ref) and self._has(ref)):
+            self._fetch_all(progress)
+            return self._resolved(ref)
+        return ref if _OBJECT.fullmatch(ref) else self._ask(ref)
 
     def _ask(self, ref: str) -> str:
         """The commit that a branch or tag of the server is now."""

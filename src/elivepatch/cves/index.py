@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The index of a feed: one SQLite file that answers for a kernel in milliseconds.
+
+Which kernels a vulnerability affects is decided from its dyads alone, by this rule. Of a vulnerability's dyads those
+count whose fix is a release of the kernel's branch; if there are none, those whose fix is in mainline or missing; if
+there are none of these either, all. Where one of the dyads that count has an introduction that the kernel has, and no
+fix that it has, the kernel is affected. A kernel has a mainline release if that is not newer than its branch, and a
+stable release if that is of its branch and not newer than itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from elivepatch.cves.feed import EntryFiles, Feed
+from elivepatch.cves.records import Dyad, FeedFormatError, Vulnerability, parse_dyads, parse_record
+from elivepatch.cves.versions import KernelVersion, parse_version
+from elivepatch.errors import NotFoundError, UnavailableError
+from elivepatch.progress import Progress
+
+_FORMAT = 1
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cve (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, title TEXT NOT NULL, score REAL, vector TEXT,
+    stamp TEXT NOT NULL, problem TEXT
+);
+CREATE TABLE dyad (
+    cve INTEGER NOT NULL REFERENCES cve ON DELETE CASCADE, number INTEGER NOT NULL,
+    v_version TEXT, v_commit TEXT, v_branch INTEGER NOT NULL, v_step INTEGER NOT NULL, v_mainline INTEGER NOT NULL,
+    f_version TEXT, f_commit TEXT, f_branch INTEGER, f_step INTEGER, f_mainline INTEGER NOT NULL,
+    PRIMARY KEY (cve, number)
+) WITHOUT ROWID;
+CREATE INDEX dyad_branch ON dyad (f_branch, cve);
+CREATE INDEX dyad_vulnerable ON dyad (v_commit);
+CREATE INDEX dyad_fixed ON dyad (f_commit);
+CREATE TABLE file (cve INTEGER NOT NULL REFERENCES cve ON DELETE CASCADE, path TEXT NOT NULL, PRIMARY KEY (cve, path))
+WITHOUT ROWID;
+"""
+#: Dyads of the kernel's branch, mainline's for what has none there, all for what has neither; the open ones of these.
+_OPEN = """
+WITH series (cve) AS (SELECT DISTINCT cve FROM dyad WHERE f_branch = :branch),
+other (cve) AS (SELECT DISTINCT cve FROM dyad WHERE f_mainline AND cve NOT IN (SELECT cve FROM series)),
+counted AS (
+    SELECT * FROM dyad WHERE f_branch = :branch
+    UNION ALL SELECT * FROM dyad WHERE f_mainline AND cve IN (SELECT cve FROM other)
+    UNION ALL SELECT * FROM dyad WHERE cve NOT IN (SELECT cve FROM series) AND cve NOT IN (SELECT cve FROM other)
+)
+SELECT cve, number, v_version, v_commit, f_version, f_commit, f_branch = :branch FROM counted
+WHERE (CASE WHEN v_mainline THEN v_branch <= :branch ELSE v_branch = :branch AND v_step <= :step END)
+AND NOT coalesce(
+    CASE WHEN f_mainline THEN f_branch <= :branch ELSE f_branch = :branch AND f_step <= :step END, 0
+)
+ORDER BY cve, f_step, number
+"""
+_FIXED_BY = "SELECT cve.name FROM dyad JOIN cve ON cve.id = dyad.cve WHERE f_commit = ?"
+
+
+@dataclass(frozen=True)
+class OpenCve:
+    """A vulnerability that a version of the kernel has.
+
+    ``fixes`` are the dyads whose fixes in the kernel's branch it lacks, in the order of the branch: all of them are
+    needed. Where there are none, ``mainline`` has the fixes that nobody has taken to the branch yet.
+    """
+
+    name: str
+    title: str
+    score: float | None
+    vector: str | None
+    files: tuple[str, ...]
+    fixes: tuple[Dyad, ...]
+    mainline: tuple[Dyad, ...] = ()
+
+
+@dataclass(frozen=True)
+class FeedState:
+    """What the index was made from. ``date`` is that of the feed's newest entry; ``entries`` counts them."""
+
+    source: str
+    date: str
+    identity: str
+    entries: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The file. It is replaced as a whole or changed in one transaction: readers see one state of the feed."""
+
+    path: Path
+
+    # -- making
+
+    def update(self, feed: Feed, progress: Progress) -> FeedState:
+        """Bring the index to the state of a feed; only entries that changed are read. Gives that state.
+
+        Raises what the feed does. An entry that cannot be read stays in the index, with what is wrong with it.
+        """
+        listing = feed.listing(progress)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._open(write=True) as data:
+            known = dict(data.execute("SELECT name, stamp FROM cve"))
+            changed = sorted(name for name, stamp in listing.stamps.items() if known.get(name) != stamp)
+            gone = sorted(known.keys() - listing.stamps.keys())
+            if changed:
+                progress.step(f"reading {len(changed)} entries of {feed.source}")
+            data.executemany("DELETE FROM cve WHERE name = ?", [(name,) for name in (*gone, *changed)])
+            for files in feed.read(listing, changed):
+                _insert(data, files, listing.stamps[files.name])
+            meta = {"format": str(_FORMAT), "source": feed.source, "date": listing.date, "identity": listing.identity}
+            data.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+        return self.state()
+
+    @contextlib.contextmanager
+    def _open(self, *, write: bool = False) -> Generator[sqlite3.Connection]:
+        if not write and not self.path.exists():
+            raise UnavailableError(
+                "There is no index of the kernel's vulnerabilities yet.",
+                hint="Make it: elivepatch-server cve sync, with the setting 'cve_feed', or name a feed with --feed.",
+            )
+        data = sqlite3.connect(self.path if write else f"{self.path.resolve().as_uri()}?mode=ro", uri=not write)
+        try:
+            data.execute("PRAGMA foreign_keys = ON")
+            if write:
+                self._make_tables(data)
+                data.execute("BEGIN IMMEDIATE")
+            yield data
+            data.commit()
+        except sqlite3.DatabaseError as error:
+            raise UnavailableError(
+                f"The index of the kernel's vulnerabilities cannot be used: {error}.",
+                hint=f"Remove {self.path} and make it again: elivepatch-server cve sync.",
+            ) from error
+        finally:
+            data.close()
+
+    def _make_tables(self, data: sqlite3.Connection) -> None:
+        rows: list[tuple[str]] = data.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables: set[str] = {row[0] for row in rows}
+        held = data.execute("SELECT value FROM meta WHERE name = 'format'").fetchone() if "meta" in tables else None
+        if tables and held != (str(_FORMAT),):
+            for table in ("dyad", "file", "cve", "meta"):
+                data.execute(f"DROP TABLE IF EXISTS {table}")
+            tables = set()
+        if not tables:
+            data.executescript(_TABLES)
+            data.execute("INSERT INTO meta VALUES ('format', ?)", (str(_FORMAT),))
+            data.commit()
+
+    # -- asking
+
+    def state(self) -> FeedState:
+        """What the index was made from. Raises UnavailableError where there is none."""
+        with self._open() as data:
+            meta: dict[str, str] = dict(data.execute("SELECT name, value FROM meta"))
+            (entries,) = data.execute("SELECT count(*) FROM cve").fetchone()
+        if "identity" not in meta:
+            raise UnavailableError("The index was never filled.", hint="Make it: elivepatch-server cve sync.")
+        return FeedState(meta["source"], meta["date"], meta["identity"], entries)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """The entries that cannot be read, with the reason: whether a kernel has these nobody knows."""
+        with self._open() as data:
+            return data.execute("SELECT name, problem FROM cve WHERE problem IS NOT NULL ORDER BY name").fetchall()
+
+    def newest(self, version: KernelVersion) -> KernelVersion | None:
+        """The newest release of a kernel's branch that the feed knows; what came after is on no list."""
+        with self._open() as data:
+            row = data.execute(
+                "SELECT f_version FROM dyad WHERE f_branch = ? ORDER BY f_step DESC LIMIT 1", (version.branch,)
+            ).fetchone()
+        return parse_version(row[0]) if row is not None else None
+
+    def affecting(self, version: KernelVersion) -> list[OpenCve]:
+        """The vulnerabilities that a version has, by the rule of this module; the oldest first."""
+        with self._open() as data:
+            rows = data.execute(_OPEN, {"branch": version.branch, "step": version.step}).fetchall()
+            lines: dict[int, list[tuple[Dyad, bool]]] = {}
+            for cve, _, v_version, v_commit, f_version, f_commit, own in rows:
+                dyad = Dyad(_parsed(v_version), v_commit, _parsed(f_version), f_commit)
+                lines.setdefault(cve, []).append((dyad, bool(own)))
+            data.execute("CREATE TEMP TABLE wanted (id INTEGER PRIMARY KEY)")
+            data.executemany("INSERT INTO wanted VALUES (?)", ((cve,) for cve in lines))
+            files: dict[int, list[str]] = {}
+            for cve, path in data.execute("SELECT cve, path FROM file WHERE cve IN (SELECT id FROM wanted)"):
+                files.setdefault(cve, []).append(path)
+            found = data.execute("SELECT id, name, title, score, vector FROM cve WHERE id IN (SELECT id FROM wanted)")
+            return sorted(
+                (
+                    OpenCve(
+                        name,
+                        title,
+                        score,
+                        vector,
+                        tuple(files.get(cve, ())),
+                        fixes=tuple(dyad for dyad, own in lines[cve] if own and dyad.fixed is not None),
+                        mainline=tuple(dyad for dyad, own in lines[cve] if not own and dyad.fixed is not None),
+                    )
+                    for cve, name, title, score, vector in found
+                ),
+                key=lambda each: sort_key(each.name),
+            )
+
+    def get(self, name: str) -> Vulnerability:
+        """One vulnerability. Raises NotFoundError."""
+        with self._open() as data:
+            row = data.execute("SELECT id, name, title, score, vector FROM cve WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise NotFoundError(
+                    f"The feed knows no {name[:40]}.",
+                    hint="The kernel's own CVEs begin in 2024; older ones are there only as far as they were added.",
+                )
+            cve, name, title, score, vector = row
+            dyads = data.execute(
+                "SELECT v_version, v_commit, f_version, f_commit FROM dyad WHERE cve = ? ORDER BY number", (cve,)
+            ).fetchall()
+            files = data.execute("SELECT path FROM file WHERE cve = ? ORDER BY path", (cve,)).fetchall()
+        return Vulnerability(
+            name,
+            title,
+            tuple(Dyad(_parsed(v), v_commit, _parsed(f), f_commit) for v, v_commit, f, f_commit in dyads),
+            tuple(path for (path,) in files),
+            score,
+            vector,
+        )
+
+    def fixed_by(self, commits: Iterable[str]) -> dict[str, set[str]]:
+        """The vulnerabilities that commits fix, in mainline or in any branch: their names with those commits."""
+        found: dict[str, set[str]] = {}
+        with self._open() as data:
+            for commit in sorted(set(commits)):
+                for (name,) in data.execute(_FIXED_BY, (commit,)):
+                    found.setdefault(name, set()).add(commit)
+        return found
+
+
+def sort_key(name: str) -> tuple[int, int]:
+    """The order of CVE ids: by year, then by number."""
+    _, year, number = name.split("-")
+    return int(year), int(number)
+
+
+def _parsed(text: str | None) -> KernelVersion | None:
+    return None if text is None else parse_version(text)
+
+
+def _insert(data: sqlite3.Connection, files: EntryFiles, stamp: str) -> None:
+    try:
+        found, problem = _vulnerability(files), None
+    except FeedFormatError as error:
+        found, problem = Vulnerability(files.name, "", ()), error.message
+    cve = data.execute(
+        "INSERT INTO cve (name, title, score, vector, stamp, problem) VALUES (?, ?, ?, ?, ?, ?)",
+        (found.name, found.title, found.score, found.vector, stamp, problem),
+    ).lastrowid
+    data.executemany("INSERT INTO file VALUES (?, ?)", [(cve, path) for path in found.files])
+    data.executemany(
+        "INSERT INTO dyad VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(cve, number, *_vulnerable(dyad), *_fixed(dyad)) for number, dyad in enumerate(found.dyads)],
+    )
+
+
+def _vulnerability(files: EntryFiles) -> Vulnerability:
+    if files.dyad is None:
+        raise FeedFormatError(f"{files.name} has no dyads: which versions have it nobody says.")
+    dyads = parse_dyads(files.dyad.decode(errors="replace"), files.name)
+    if files.record is None:
+        return Vulnerability(files.name, "", dyads)
+    return parse_record(files.record, dyads, files.name)
+
+
+def _vulnerable(dyad: Dyad) -> tuple[object, ...]:
+    since = dyad.vulnerable
+    if since is None:
+        return (None, dyad.vulnerable_commit, 0, 0, 1)
+    return (str(since), dyad.vulnerable_commit, since.branch, since.step, int(since.mainline))
+
+
+def _fixed(dyad: Dyad) -> tuple[object, ...]:
+    """A fix that is not there counts as one of mainline, which no kernel has."""
+    fixed = dyad.fixed
+    if fixed is None:
+        return (None, dyad.fixed_commit, None, None, 1)
+    return (str(fixed), dyad.fixed_commit, fixed.branch, fixed.step, int(fixed.mainline))

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a mirror of a git repository says of its commits and files, read without a work tree."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elivepatch.errors import SourceRejectedError
+from elivepatch.sources.git import GitRepository
+
+_OBJECT = re.compile(r"[0-9a-f]{40}", re.ASCII)
+_TREE_LINE = re.compile(r"100(?:644|755) blob ([0-9a-f]{40})\t(.+)", re.ASCII | re.DOTALL)
+_HEADER = re.compile(rb"([0-9a-f]{40}) (?:(missing)|\w+ (\d+))\n", re.ASCII)
+#: Options of diff that the system's configuration could set otherwise: a patch is to be the same everywhere.
+_DIFF = (
+    *("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--full-index", "--unified=3"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers", "--no-indent-heuristic"),
+)
+
+
+@dataclass(frozen=True)
+class GitHistory:
+    """The commits and files of a mirror; they must have been brought before."""
+
+    repository: GitRepository
+
+    def commit_time(self, commit: str) -> float:
+        """When a commit was made, in seconds since the epoch."""
+        return float(self.repository.query("show", "-s", "--format=%ct", commit, "--").stdout.strip())
+
+    def has(self, commit: str) -> bool:
+        """Whether a commit is here."""
+        return self.repository.query("cat-file", "-e", f"{commit}^{{commit}}", check=False).returncode == 0
+
+    def blobs(self, commit: str, below: str) -> Iterator[tuple[str, str]]:
+        """The regular files below a directory: path and id of the content."""
+        listing = self.repository.query("ls-tree", "-r", "-z", "--full-tree", commit, "--", f"{below}/").stdout
+        for line in listing.split("\0"):
+            if match := _TREE_LINE.fullmatch(line):
+                yield match[2], match[1]
+
+    def read_blobs(self, ids: Iterable[str], limit_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """The contents by their ids; what is larger than the limit is left out."""
+        with tempfile.NamedTemporaryFile(prefix="elivepatch-blobs.") as scratch:
+            words = "\n".join(dict.fromkeys(ids)).encode() + b"\n"
+            self.repository.query("cat-file", "--batch", "--buffer", stdin=words, stdout=Path(scratch.name))
+            with Path(scratch.name).open("rb") as stream:
+                while header := stream.readline():
+                    match = _HEADER.fullmatch(header)
+                    if match is None:
+                        raise SourceRejectedError(f"git says of its objects: {header[:100]!r}")
+                    if match[2]:
+                        continue
+                    size = int(match[3])
+                    if size <= limit_bytes:
+                        yield match[1].decode(), stream.read(size)
+                    else:
+                        stream.seek(size, 1)
+                    stream.read(1)
+
+    def commits(self, after: str, last: str, files: Sequence[str] = ()) -> list[str]:
+        """The commits from ``after`` (excluded) to ``last``, the oldest first; those of ``files`` if any are named."""
+        words = ["rev-list", "--reverse", "--topo-order", "--no-merges", f"{after}..{last}"]
+        return self.repository.query(*words, "--", *files).stdout.split()
+
+    def files(self, commit: str) -> tuple[str, ...]:
+        """The files that a commit changes."""
+        words = ("diff-tree", "-r", "-z", "--no-commit-id", "--name-only", "--no-renames", commit, "--")
+        return tuple(name for name in self.repository.query(*words).stdout.split("\0") if name)
+
+    def patch(self, commit: str) -> bytes:
+        """A commit as a patch with its message before it; the same bytes wherever it is asked for."""
+        words = ("show", "--no-notes", "--no-show-signature", "--encoding=UTF-8", *_DIFF)
+        form = "--format=commit %H%nAuthor: %an <%ae>%n%n%w(0,4,4)%B%w(0,0,0)"
+        with tempfile.NamedTemporaryFile(prefix="elivepatch-patch.") as scratch:
+            self.repository.query(*words, form, commit, "--", stdout=Path(scratch.name))
+            return Path(scratch.name).read_bytes()
+
+    def messages(self, commits: Sequence[str]) -> dict[str, str]:
+        """The messages of commits."""
+        if not commits:
+            return {}
+        words = ("log", "--no-walk=unsorted", "-z", "--format=%H%n%B", "--stdin")
+        said = self.repository.query(*words, stdin="\n".join(commits).encode() + b"\n").stdout
+        return {one[:40]: one[41:] for one in said.split("\0") if _OBJECT.fullmatch(one[:40])}
