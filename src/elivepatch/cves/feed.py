@@ -159,11 +159,16 @@ class ArchiveFeed:
         """What it is, for people."""
         return self.path.name
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the archive."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
     def listing(self, progress: Progress) -> Listing:
         """What there is now; all entries have the digest of the archive as stamp, so it is read as a whole or not."""
         progress.step(f"reading the names in {self.path}")
-        with self.path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = self.digest
         names: set[str] = set()
         newest = 0.0
         with self._open() as archive:

@@ -23,6 +23,7 @@ from elivepatch.version import installed_version
 _COMMANDS = {
     "build": ("elivepatch.server.build_command", "build"),
     "completion": ("elivepatch.server.completion_command", "completion_command"),
+    "cve": ("elivepatch.server.cve_commands", "cve"),
     "gc": ("elivepatch.server.admin_commands", "gc"),
     "kernel": ("elivepatch.server.admin_commands", "kernel"),
     "proof": ("elivepatch.server.proof_command", "proof"),

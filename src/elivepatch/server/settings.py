@@ -21,6 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from elivepatch.cves.index import Index
 from elivepatch.errors import InvalidInputError, InvalidSettingError
 from elivepatch.protocol.models import ProofLevel
 from elivepatch.sources.reference import KERNEL_ORG, parse_reference
@@ -132,6 +133,15 @@ class Settings(BaseSettings):
     debuginfod: tuple[Address, ...] = Field(
         default=(), max_length=16, description="debuginfod servers, asked for the images of kernels nobody publishes"
     )
+    cve_feed: Address | None = Field(
+        default=None, description="kernel CVE data: a directory, an archive, or the address of a git repository"
+    )
+    stable_git: Address | None = Field(
+        default=None, description="git repository of the stable kernels, for fixes and what they need"
+    )
+    stable_http: Address | None = Field(
+        default=None, description="address that gives one commit as a patch, with {commit} in it; without history"
+    )
     disk_reserve_bytes: int = Field(
         default=_GIB, ge=0, description="free disk below which the server says it is not well"
     )
@@ -156,6 +166,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The SQLAlchemy URL of the database."""
         return self.database_url or f"sqlite:///{self.data / 'db.sqlite'}"
+
+    @property
+    def cve_index(self) -> Index:
+        """The index of the CVE data."""
+        return Index(self.data / "cves/index.sqlite")
 
     @property
     def workshop(self) -> Workshop:
