@@ -116,10 +116,22 @@ def request_key(job: Job, workshop: Workshop) -> str:
         "check": _digest(job.check),
         "symbols": _digest(job.symbols),
         "engine": request.engine,
+        "cves": _cves(request, workshop),
         "klp": KLP_FORMAT,  # kpatch's version is a part of its root's digest
         "roots": {root.name: root.digest for root in workshop.roots.installed()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cves(request: BuildRequest, workshop: Workshop) -> object:
+    """What decides a plan beside the kernel: the wish, and the state of the data."""
+    if request.cves is None or workshop.cves.index is None:
+        return None
+    try:
+        changed = workshop.cves.index.stat().st_mtime_ns
+    except OSError:
+        changed = None
+    return [request.cves.dump(), changed, workshop.cves.stable_git, workshop.cves.stable_http]
 
 
 def _kernel_facts(host: HostFacts | None) -> Mapping[str, object] | None:
@@ -218,7 +230,7 @@ def _timings(measured: Mapping[str, float], total: float) -> Timings:
 
 
 def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: _State) -> None:
-    _wanted(job)
+    wanted_kernel(job)
     # what can be said without a kernel is said before one is prepared
     parse_series([(file.name, file.data) for file in job.patches])
     _check_cache(workshop.cache)
@@ -229,7 +241,7 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
     try:
         with ExitStack() as held:
             with progress.timed("prepare"):
-                wanted = _wanted(job)
+                wanted = wanted_kernel(job)
                 if job.request.image is not None and job.image is None:
                     wanted = replace(wanted, image=held.enter_context(workshop.images.use(job.request.image)))
                 kernel, was_there = held.enter_context(hold_kernel(wanted, workshop, progress))
@@ -281,7 +293,7 @@ def _check_cache(cache: Path) -> None:
         raise UnavailableError(f"The cache {cache} cannot be used: {error.strerror}.", hint=hint) from error
 
 
-def _wanted(job: Job) -> WantedKernel:
+def wanted_kernel(job: Job) -> WantedKernel:
     """The kernel that a job is for. Raises InvalidInputError where what is said of it cannot be."""
     if job.config is not None:
         parse_config(job.config)

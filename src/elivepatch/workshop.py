@@ -46,6 +46,19 @@ class SourcePolicy:
 
 
 @dataclass(frozen=True)
+class CvePolicy:
+    """Where the vulnerabilities of kernels and their fixes are read from.
+
+    ``index`` is the file that was made of the CVE data. ``stable_git`` is a repository with the stable branches,
+    ``stable_http`` an address that gives single commits as patches.
+    """
+
+    index: Path | None = None
+    stable_git: str | None = None
+    stable_http: str | None = None
+
+
+@dataclass(frozen=True)
 class Workshop:
     """Where builds are made, and how much of the machine they may use.
 
@@ -59,6 +72,7 @@ class Workshop:
     mirror: str | None = None
     sources: SourcePolicy = field(default_factory=SourcePolicy)
     more_roots: Mapping[str, RootSpec] = field(default_factory=dict[str, RootSpec])
+    cves: CvePolicy = field(default_factory=CvePolicy)
 
     @property
     def roots(self) -> Roots:

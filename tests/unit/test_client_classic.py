@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,9 +15,11 @@ from client_fakes import RELEASE, VERSION, fake_host
 from elivepatch.client import cli as program
 from elivepatch.client import settings as client_settings
 from elivepatch.client.classic import names_running, read_defaults
+from elivepatch.client.cve_mode import CveChoice, CveRun
 from elivepatch.client.outcome import Outcome
 from elivepatch.client.request import RequestRun
 from elivepatch.client.settings import Settings
+from elivepatch.errors import NotFoundError
 from elivepatch.kernel.running import RunningKernel, running_kernel
 
 
@@ -112,12 +114,33 @@ def test_help_and_version(call: Caller) -> None:
     assert call.found == []
 
 
-@pytest.mark.parametrize("words", [["-e"], ["--cve"], ["-l"], ["--clear"], ["-e", "-l", "-p", "x"], ["-c", "FILE"]])
-def test_the_cve_mode_says_that_it_is_not_there(call: Caller, words: list[str]) -> None:
+@pytest.mark.parametrize("words", [["-e"], ["--cve"], ["-e", "-l", "-p", "x"], ["-c", "FILE"], ["-e", "--yes"]])
+def test_the_cve_mode_is_asked_for(call: Caller, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    asked: list[CveChoice] = []
+
+    def run(self: CveRun) -> NoReturn:
+        asked.append(self.choice)
+        raise NotFoundError("This is as far as the test goes.")
+
+    monkeypatch.setattr(CveRun, "run", run)
     file = call.file("[Defaults]\ncve = 1\npatch = x\n")
     result = call(*(str(file) if word == "FILE" else word for word in words))
     assert result.exit_code == 2
-    assert "CVE mode (-e, -l) is not part of this version; nothing was done" in result.stderr
+    (choice,) = asked
+    assert choice == CveChoice(
+        "apply", yes="--yes" in words, patches=(Path("x"),) if "x" in words or "-c" in words else ()
+    )
+    assert call.found == []
+
+
+@pytest.mark.parametrize("flag", ["-l", "--clear"])
+def test_the_record_of_the_cve_mode_is_cleared(call: Caller, tmp_path: Path, flag: str) -> None:
+    file = tmp_path / "client.toml"
+    file.write_text(f'state_dir = "{tmp_path / "state"}"\n')
+    result = call(flag, "-c", str(file))
+    assert result.exit_code == 0
+    assert "with caution" in result.stderr
+    assert (tmp_path / "state/cves-cleared").is_file()
     assert call.found == []
 
 

@@ -58,7 +58,7 @@ def test_ctrl_c_before_a_command_has_begun() -> None:
         (["-h"], 0, ""),
         (["--no-such-flag"], 2, "No such option"),
         (["--no-load", "status"], 2, "has no meaning for 'status'"),
-        (["-e"], 2, "CVE mode"),
+        (["-e", "status"], 2, "has no meaning for 'status'"),
     ],
 )
 def test_the_exit_status(arguments: list[str], status: int, words: str) -> None:

@@ -54,8 +54,8 @@ def options(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("command", "pages"),
     [
-        (elivepatch.client.cli.cli, ["docs/client.md"]),
-        (elivepatch.server.cli.cli, ["docs/operator.md"]),
+        (elivepatch.client.cli.cli, ["docs/client.md", "docs/cves.md"]),
+        (elivepatch.server.cli.cli, ["docs/operator.md", "docs/cves.md"]),
     ],
 )
 def test_every_option_is_documented(command: click.Command, pages: list[str]) -> None:

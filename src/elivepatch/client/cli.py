@@ -13,6 +13,8 @@ import click
 from elivepatch.client.classic import ClassicGroup
 from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand
 from elivepatch.client.completion_command import completion_command
+from elivepatch.client.cve_commands import cve_group, end_cve_run
+from elivepatch.client.cve_mode import CveChoice, CveRun, clear_record
 from elivepatch.client.dry_run import DryRun
 from elivepatch.client.entry import INTERRUPTED
 from elivepatch.client.facts import host_facts
@@ -22,9 +24,9 @@ from elivepatch.client.image import write_image
 from elivepatch.client.inputs import Wish
 from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun
-from elivepatch.client.state import check_output, write_whole
+from elivepatch.client.state import StateDirectory, check_output, write_whole
 from elivepatch.client.summary import summary
-from elivepatch.errors import InvalidInputError, NotOfferedError
+from elivepatch.errors import InvalidInputError
 from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
 
@@ -53,7 +55,12 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     metavar="FILE",
     help="Settings to use instead of those in /etc/elivepatch/client.toml.",
 )
-@click.option("-e", "--cve", is_flag=True, help="CVE mode. Not part of this version.")
+@click.option(
+    "-e",
+    "--cve",
+    is_flag=True,
+    help="CVE mode: close the vulnerabilities that the running kernel has.",
+)
 @click.option(
     "-p",
     "--patch",
@@ -76,7 +83,12 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     metavar="KERNEL_VERSION",
     help="Kernel to build for, if not the running one; then nothing is loaded.",
 )
-@click.option("-l", "--clear", is_flag=True, help="Clear the data of the CVE mode. Not part of this version.")
+@click.option(
+    "-l",
+    "--clear",
+    is_flag=True,
+    help="Clear the record of closed CVEs. With caution: what is loaded stays.",
+)
 @click.option("-u", "--url", metavar="URL", help="Address of the build server.")
 @click.option("-d", "--debug", is_flag=True, default=None, help="Show the output of the build too.")
 @click.option(
@@ -85,6 +97,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 @click.option(
     "-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )
+@click.option("-y", "--yes", is_flag=True, help="With -e: load without asking.")
 @click.option(
     "--base-patch",
     type=FILE,
@@ -149,11 +162,18 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         return
     with ending_well(output) as warnings:
         settings = settings_for(host, output, flags["conf_file"], shared_flags(flags) | _request_flags(flags))
-        if settings.cve or settings.clear:
-            raise NotOfferedError(
-                "The CVE mode (-e, -l) is not part of this version; nothing was done.",
-                hint="Name the patch of the fix with -p.",
+        if settings.clear:
+            clear_record(StateDirectory(settings.state_dir, host.user), output)
+            if not settings.cve and not settings.patch:
+                return
+        if settings.cve:
+            choice = CveChoice(
+                yes=flags["yes"],
+                patches=settings.patch,
+                force=flags["force"],
+                accept_warnings=flags["accept_warnings"],
             )
+            end_cve_run(CveRun(choice, settings, host, output, warnings).run(), output)
         if not settings.patch:
             raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
         wish = Wish(
@@ -242,6 +262,7 @@ for _command in COMMANDS:
     cli.add_command(_command)
 
 
+cli.add_command(cve_group)
 cli.add_command(completion_command)
 
 

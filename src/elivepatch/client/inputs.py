@@ -20,18 +20,6 @@ _CVE = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}(?![0-9])")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the command line asks for, beside the settings."""
-
-    patches: tuple[Path, ...]
-    output: Path | None = None
-    check: Path | None = None
-    accept_warnings: bool = False
-    drop_earlier: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True)
 class InputFile:
     """A file to send. ``name`` is its last part, for people."""
 
@@ -42,6 +30,19 @@ class InputFile:
     def sha256(self) -> str:
         """Digest of the content, in hex."""
         return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for, beside the settings. ``more`` are patches that come from elsewhere than files."""
+
+    patches: tuple[Path, ...]
+    output: Path | None = None
+    check: Path | None = None
+    accept_warnings: bool = False
+    drop_earlier: bool = False
+    force: bool = False
+    more: tuple[InputFile, ...] = ()
 
 
 @dataclass(frozen=True)

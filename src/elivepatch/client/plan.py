@@ -73,7 +73,7 @@ class Plan:
     """What is sent, in order, and what becomes of the livepatches in force.
 
     ``already`` are named patches that a livepatch in force contains; ``present`` is that livepatch where nothing else
-    was named, and then there is nothing to send.
+    was named, and then there is nothing to send. ``cves`` are the vulnerabilities that livepatches in force fix.
     """
 
     patches: tuple[PlannedPatch, ...] = ()
@@ -81,6 +81,7 @@ class Plan:
     replaces: tuple[str, ...] = ()
     dropped: tuple[DroppedLivepatch, ...] = ()
     present: Active | None = None
+    cves: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[InputFile, ...]:
@@ -151,7 +152,7 @@ def make_plan(named: Sequence[InputFile], kernel: RunningKernel, state: StateDir
     contained = {patch.sha256: one for one in active for patch in one.entry.patches}
     already = tuple(file for file in new if file.sha256 in contained)
     missing = [file for file in new if file.sha256 not in contained]
-    present = None if missing else contained[new[-1].sha256]
+    present = contained[new[-1].sha256] if new and not missing else None
     patches: dict[str, PlannedPatch] = {}
     at_hand = {file.sha256: file for file in named}
     for one in active:
@@ -167,6 +168,7 @@ def make_plan(named: Sequence[InputFile], kernel: RunningKernel, state: StateDir
         already=already,
         replaces=replaces,
         present=present,
+        cves=tuple(dict.fromkeys(cve for one in active for cve in one.entry.cves)),
     )
 
 

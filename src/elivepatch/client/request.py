@@ -72,7 +72,7 @@ class RequestRun:
             with Connection(
                 self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate
             ) as connection:
-                build = self._build(connection, request, inputs, kernel, state)
+                build = self.ask(connection, request, inputs, kernel, state)
                 if build.status is not BuildStatus.DONE:
                     outcome = refusal(build, target, tuple(self.warnings))
                     self._step("failed", kernel, detail=outcome.error.message if outcome.error else None)
@@ -111,7 +111,7 @@ class RequestRun:
         state = StateDirectory(self.settings.state_dir, self.host.user)
         if load and settle and state.path.exists():
             kernel = self._settled(state, kernel)
-        named = read_patches(self.wish.patches)
+        named = (*read_patches(self.wish.patches), *self.wish.more)
         self.plan = (
             make_plan(named, kernel, state, drop=self.wish.drop_earlier)
             if running
@@ -242,7 +242,7 @@ class RequestRun:
 
     # -- the build
 
-    def _build(
+    def ask(
         self,
         connection: Connection,
         request: BuildRequest,
@@ -250,6 +250,7 @@ class RequestRun:
         kernel: RunningKernel,
         state: StateDirectory,
     ) -> Build:
+        """The build of a request, ended; the image of the kernel is sent before, where it is wanted."""
         parts = inputs.parts()
         facts = request.host
         image = HostImage(kernel, self.settings, self.host, self.output, state, self._warn)

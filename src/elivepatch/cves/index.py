@@ -252,7 +252,7 @@ def _insert(data: sqlite3.Connection, files: EntryFiles, stamp: str) -> None:
     try:
         found, problem = _vulnerability(files), None
     except FeedFormatError as error:
-        found, problem = Vulnerability(files.name, "", ()), error.message
+        found, problem = Vulnerability(files.name, "", ()), str(error)
     cve = data.execute(
         "INSERT INTO cve (name, title, score, vector, stamp, problem) VALUES (?, ?, ?, ?, ?, ?)",
         (found.name, found.title, found.score, found.vector, stamp, problem),

@@ -16,20 +16,16 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elivepatch.cves.versions import KernelVersion, parse_version
-from elivepatch.errors import ElivepatchError, InvalidInputError
+from elivepatch.errors import InvalidInputError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
-CVE_ID = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}", re.ASCII)
 _FIELDS = 4
 #: More files than a fix changes; a record with more says nothing about where the fault is.
 _FILES = 2000
 
 
-class FeedFormatError(ElivepatchError):
-    """An entry of the feed cannot be read."""
-
-    code = "feed-format"
-    http_status = 502
+class FeedFormatError(Exception):
+    """An entry of the feed cannot be read; never leaves this room."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def parse_dyads(text: str, name: str) -> tuple[Dyad, ...]:
                 raise InvalidInputError(f"{len(fields)} fields instead of {_FIELDS}")
             found.append(Dyad(_version(fields[0]), _commit(fields[1]), _version(fields[2]), _commit(fields[3])))
         except InvalidInputError as error:
-            raise FeedFormatError(f"{name}: line {number} of its dyads cannot be read: {error.message}") from error
+            raise FeedFormatError(f"{name}: line {number} of its dyads cannot be read: {error}") from error
     if not found:
         raise FeedFormatError(f"{name} has no dyads: which versions have it nobody says.")
     return tuple(found)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
 from elivepatch.errors import Diagnosis
-from elivepatch.protocol.models import Answer, Model, Sha256
+from elivepatch.protocol.base import Answer, Model, Sha256
 
+CVE_ID = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}", re.ASCII)
 CveId = Annotated[str, StringConstraints(pattern=r"^CVE-[0-9]{4}-[0-9]{4,19}$")]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
 #: What is the matter with a vulnerability that the version of a kernel has:
@@ -101,12 +103,13 @@ class CveScan(Answer):
 
 
 class PlannedPatch(Answer):
-    """A patch of the plan, in the order of the series. ``size`` is bytes."""
+    """A patch of the plan, in the order of the series; ``text`` is its content."""
 
     name: str
     sha256: Sha256
-    size: int
     commit: str
+    subject: str = ""
+    text: str
     cves: tuple[CveId, ...] = ()
 
 
@@ -115,3 +118,24 @@ class CvePlan(Answer):
 
     scan: CveScan
     patches: tuple[PlannedPatch, ...] = ()
+
+
+class CveSpan(Answer):
+    """From where to where a branch has a vulnerability; without ``fixed`` there is no fix in that branch."""
+
+    since: str | None = None
+    since_commit: str | None = None
+    fixed: str | None = None
+    fixed_commit: str | None = None
+
+
+class CveDetails(Answer):
+    """What the data says of one vulnerability."""
+
+    id: CveId
+    title: str
+    score: float | None = None
+    vector: str | None = None
+    files: tuple[str, ...] = ()
+    spans: tuple[CveSpan, ...]
+    data_date: str

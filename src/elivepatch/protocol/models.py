@@ -8,43 +8,26 @@ The same models serve the one-shot build, the job engine and HTTP. In JSON, fiel
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from elivepatch.errors import Diagnosis
+from elivepatch.protocol.base import Answer, Model, Sha256
+from elivepatch.protocol.cves import CvePlan, CveWish
+
+__all__ = ["Answer", "Model", "Sha256"]
 
 #: A kernel release as `uname -r` gives it, or a source reference (``kernel.org:6.12.60``, ``git:URL#REF``, …).
 KernelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_:/#@%-]{0,299}$")]
 #: The build ID of a kernel: the hex digits of its NT_GNU_BUILD_ID note.
 BuildId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 #: How sure a proof is: the image is the host's, or it was built here and is laid out as the host's, or nobody knows.
 ProofLevel = Literal["exact", "layout", "none"]
 #: The differs: kpatch's for kernels up to 6.18, the kernel's own (objtool klp) from 6.19 on.
 EngineName = Literal["kpatch", "klp"]
-
-
-class Model(BaseModel):
-    """Base of all models: immutable, and nothing unknown is taken silently."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON-ready data, without the fields that do not apply."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-    def dump_json(self) -> str:
-        """As indented JSON, without the fields that do not apply."""
-        return self.model_dump_json(exclude_none=True, indent=2)
-
-
-class Answer(Model):
-    """Base of what a server says: a client takes no offence at fields that a newer server adds."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class BuildStatus(StrEnum):
@@ -107,6 +90,9 @@ class BuildRequest(Model):
     engine: EngineName | None = Field(default=None, description="the differ; without it, the one for the kernel")
     host: HostFacts | None = None
     image: Sha256 | None = Field(default=None, description="digest of the archive with the host's image, sent before")
+    cves: CveWish | None = Field(
+        default=None, description="instead of a module: which vulnerabilities the kernel has, and which can be closed"
+    )
 
 
 class KernelReport(Answer):
@@ -216,6 +202,7 @@ class Report(Answer):
     proof: Proof | None = None
     diagnosis: tuple[Diagnosis, ...] = ()
     verification: Verification | None = None
+    cves: CvePlan | None = Field(default=None, description="what was found of the kernel's vulnerabilities")
     timings: Timings | None = None
     cache: CacheReport | None = None
 

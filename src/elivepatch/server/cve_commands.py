@@ -10,18 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from elivepatch.cves.feed import ArchiveFeed, open_feed
+from elivepatch.cves.fixes import open_fixes
 from elivepatch.cves.index import Index
 from elivepatch.cves.kernel import upstream_version, vendor_fixes
+from elivepatch.cves.plan import Planner
 from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import scan
 from elivepatch.cves.versions import version_of
 from elivepatch.errors import InvalidInputError
+from elivepatch.pipeline import Job, read_inputs
 from elivepatch.progress import Progress, printable, to_terminal
-from elivepatch.protocol.cves import CveEntry, CveScan
+from elivepatch.protocol import limits
+from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveWish
+from elivepatch.protocol.models import BuildRequest
 from elivepatch.selection import WantedKernel, hold_kernel
 from elivepatch.server import settings as server_settings
+from elivepatch.server.build_command import make_request
 from elivepatch.server.settings import Settings
 
 _FEED = click.option("--feed", metavar="FEED", help="Directory, archive or git address of the CVE data.")
@@ -77,9 +84,78 @@ def scan_command(version: str | None, kernel: str | None, loaded: Path | None, f
     click.echo(found.dump_json()) if as_json else show_scan(found)
 
 
+@cve.command("plan")
+@click.option("--kernel", metavar="KERNEL", required=True, help="Kernel: release or source, as for 'build'.")
+@click.option("--loaded", metavar="FILE", type=click.Path(path_type=Path), help="What /proc/modules says on the host.")
+@click.option("--only", metavar="CVE", multiple=True, help="Try the fix of this CVE; may be given several times.")
+@click.option("--min-score", type=click.FloatRange(0, 10), metavar="SCORE", help="Leave out what is scored lower.")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write the patches there.")
+@_FEED
+@_JSON
+def plan_command(
+    kernel: str,
+    loaded: Path | None,
+    only: tuple[str, ...],
+    min_score: float | None,
+    output: Path | None,
+    feed: str | None,
+    as_json: bool,
+) -> None:
+    """Say which CVEs of a kernel can be closed by a livepatch: each fix is built, and all of them together.
+
+    Minutes: seconds for each fix. What was tried before is remembered.
+    """
+    settings, progress = server_settings.load(), _progress()
+    wish = _wish(only=only, min_score=min_score, loaded=_module_names(loaded))
+    source = open_fixes(settings.stable_git, settings.stable_http, settings.cache)
+    with _index(settings, feed, progress) as index, tempfile.TemporaryDirectory(prefix="elivepatch-plan.") as scratch:
+        place = Path(scratch)
+        place.chmod(0o755)
+        source.update(progress)
+        job = Job(_request(kernel, wish), ())
+        found = Planner(index, source, settings.workshop).plan(job, place, progress)
+        if output is not None:
+            _write_series(found, output)
+    click.echo(found.dump_json()) if as_json else show_plan(found)
+
+
+def _write_series(found: CvePlan, output: Path) -> None:
+    """The patches, and their order as quilt has it (a file ``series``). Raises InvalidInputError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for patch in found.patches:
+            (output / patch.name).write_text(patch.text)
+        (output / "series").write_text("".join(f"{patch.name}\n" for patch in found.patches))
+    except OSError as error:
+        raise InvalidInputError(f"The patches cannot be written to {output}: {error.strerror}.") from error
+
+
+def _wish(**given: object) -> CveWish:
+    try:
+        return CveWish.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidInputError(
+            f"{first['input']!r}: {first['msg']}.", hint="A CVE is named like CVE-2026-46300."
+        ) from error
+
+
+def _request(kernel: str, wish: CveWish) -> BuildRequest:
+    request = make_request(kernel, verify=False)
+    return request.model_copy(update={"cves": wish})
+
+
+def _module_names(path: Path | None) -> tuple[str, ...] | None:
+    """The names in what /proc/modules says. Raises InvalidInputError."""
+    if path is None:
+        return None
+    (file,) = read_inputs([path], limits.REQUEST_BYTES, "list of modules")
+    return tuple(line.split()[0] for line in file.data.decode(errors="replace").splitlines() if line.strip())
+
+
 def _scan_kernel(kernel: str, loaded: Path | None, index: Index, settings: Settings, progress: Progress) -> CveScan:
     workshop = settings.workshop
-    names = None if loaded is None else [line.split()[0] for line in loaded.read_text().splitlines() if line.strip()]
+    names = _module_names(loaded)
     with hold_kernel(WantedKernel(kernel), workshop, progress) as (held, _):
         vendor = vendor_fixes(held, (), workshop, progress)
         return scan(index, upstream_version(held), vendor=vendor, contents=Contents(held), loaded=names)
@@ -118,6 +194,18 @@ def show_scan(found: CveScan) -> None:
     for entry in sorted(found.cves, key=_worst):
         if entry.state in {"affected", "undecided"}:
             click.echo(_line(entry))
+
+
+def show_plan(found: CvePlan) -> None:
+    """A plan in words: what can be closed, then what cannot, with the reason."""
+    tried = [entry for entry in found.scan.cves if entry.trial is not None]
+    works = [entry for entry in tried if entry.trial is not None and entry.trial.state == "works"]
+    click.echo(f"{found.scan.kernel}: {len(works)} of {len(tried)} CVEs can be closed by {len(found.patches)} patches")
+    for entry in sorted(works, key=_worst):
+        click.echo(_line(entry))
+    for entry in sorted(tried, key=_worst):
+        if entry.trial is not None and entry.trial.state in {"refused", "unavailable"}:
+            click.echo(f"{_line(entry)}\n    {entry.trial.state}: {printable(entry.trial.message or '')}")
 
 
 def _worst(entry: CveEntry) -> tuple[float, str]:

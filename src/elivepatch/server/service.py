@@ -67,11 +67,14 @@ class Service:
                 f"The image {job.request.image[:12]} is not here, or not any more.",
                 hint=f"Send it first: PUT images/{job.request.image}",
             )
+        if job.request.cves is not None:
+            self.settings.cve_index.state()  # without one, the answer is known
         key = self.key(job, self.settings.workshop)
         row = self._standing(key)
         if row is not None:
             return row
-        _check_patches(job)
+        if job.patches or job.request.cves is None:
+            _check_patches(job)
         row = BuildRow(
             id=new_id(),
             key=key,
@@ -88,7 +91,7 @@ class Service:
         if row is None or row.state is not BuildStatus.DONE:
             return row
         report = Report.model_validate(row.report)
-        if report.module is not None and self.artifacts.holds(report.module.sha256):
+        if report.cves is not None or (report.module is not None and self.artifacts.holds(report.module.sha256)):
             return row
         self.database.lost(row.id, failure(InternalError("The module of this build was removed."), row.key))
         return None
@@ -135,6 +138,8 @@ class Service:
             hint = "Look at its report." if row.state.final else "Wait for the end of its events."
             raise NotFinishedError(f"The build has no module: it is {row.status}.", hint=hint)
         report = Report.model_validate(row.report)
+        if report.cves is not None:
+            raise NotFoundError("This build is a plan: it has no module.", hint="Its report says what can be done.")
         if report.module is None:
             raise InternalError("The report of a build that is done names no module.")
         return report, self.artifacts.get(report.module.sha256)

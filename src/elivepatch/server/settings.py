@@ -26,7 +26,7 @@ from elivepatch.errors import InvalidInputError, InvalidSettingError
 from elivepatch.protocol.models import ProofLevel
 from elivepatch.sources.reference import KERNEL_ORG, parse_reference
 from elivepatch.toolchains.roots import COMMON_PACKAGES, RootSpec
-from elivepatch.workshop import SourcePolicy, Workshop
+from elivepatch.workshop import CvePolicy, SourcePolicy, Workshop
 
 SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
 PREFIX = "ELIVEPATCH_"
@@ -189,6 +189,7 @@ class Settings(BaseSettings):
                 gentoo_mirrors=self.gentoo_mirrors,
                 debuginfod=self.debuginfod,
             ),
+            cves=CvePolicy(self.data / "cves/index.sqlite", self.stable_git, self.stable_http),
             more_roots={
                 name: RootSpec(one.suite, (*COMMON_PACKAGES, *one.packages), mirror=one.mirror)
                 for name, one in self.roots.items()

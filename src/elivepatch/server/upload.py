@@ -241,12 +241,12 @@ async def _read(request: Request, boundary: bytes, shape: Shape) -> _Form:
 def _as_job(parts: Mapping[str, Sequence[InputFile]]) -> Job:
     if not parts["request"]:
         raise InvalidInputError("The request has no part 'request'.", hint=_HINT)
-    if not parts["patch"]:
-        raise InvalidInputError("The request has no patch.", hint="Send one to 64 parts 'patch'.")
     try:
         request = BuildRequest.model_validate_json(parts["request"][0].data)
     except ValidationError as error:
         raise model_error(error, "The part 'request'") from error
+    if not parts["patch"] and request.cves is None:
+        raise InvalidInputError("The request has no patch.", hint="Send one to 64 parts 'patch'.")
     config, check, symbols = (parts[name] for name in ("config", "check", "symbols"))
     return Job(
         request=request,

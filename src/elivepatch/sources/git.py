@@ -116,6 +116,10 @@ class GitRepository:
             self._fetch(commit, ref, progress)
         return commit
 
+    def bring_all(self, progress: Progress) -> None:
+        """Have all branches and tags with their history in a whole mirror. Raises DownloadFailedError."""
+        self._fetch_all(progress)
+
     def query(
         self, *words: str, stdin: bytes | None = None, stdout: Path | None = None, check: bool = True
     ) -> Completed:

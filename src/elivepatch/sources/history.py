@@ -72,18 +72,21 @@ class GitHistory:
         words = ("diff-tree", "-r", "-z", "--no-commit-id", "--name-only", "--no-renames", commit, "--")
         return tuple(name for name in self.repository.query(*words).stdout.split("\0") if name)
 
-    def patch(self, commit: str) -> bytes:
-        """A commit as a patch with its message before it; the same bytes wherever it is asked for."""
-        words = ("show", "--no-notes", "--no-show-signature", "--encoding=UTF-8", *_DIFF)
-        form = "--format=commit %H%nAuthor: %an <%ae>%n%n%w(0,4,4)%B%w(0,0,0)"
-        with tempfile.NamedTemporaryFile(prefix="elivepatch-patch.") as scratch:
-            self.repository.query(*words, form, commit, "--", stdout=Path(scratch.name))
-            return Path(scratch.name).read_bytes()
-
-    def messages(self, commits: Sequence[str]) -> dict[str, str]:
-        """The messages of commits."""
+    def ordered(self, commits: Sequence[str], after: str | None) -> list[str]:
+        """Commits, those first that others are built on; without ``after``, a ref before all, by their time."""
         if not commits:
-            return {}
-        words = ("log", "--no-walk=unsorted", "-z", "--format=%H%n%B", "--stdin")
-        said = self.repository.query(*words, stdin="\n".join(commits).encode() + b"\n").stdout
-        return {one[:40]: one[41:] for one in said.split("\0") if _OBJECT.fullmatch(one[:40])}
+            return []
+        if after is None:
+            return sorted(commits, key=self.commit_time)
+        words = "\n".join([*commits, f"^{after}"]).encode() + b"\n"
+        found = self.repository.query("rev-list", "--topo-order", "--reverse", "--stdin", stdin=words).stdout.split()
+        given = set(commits)
+        return [commit for commit in found if commit in given]
+
+    def change(self, commit: str) -> tuple[str, bytes]:
+        """The subject of a commit, and its diff to its parent; the same bytes wherever it is asked for."""
+        subject = self.repository.query("show", "-s", "--format=%s", commit, "--").stdout.strip()
+        with tempfile.NamedTemporaryFile(prefix="elivepatch-patch.") as scratch:
+            words = ("diff-tree", "-r", "-p", "--root", "--no-commit-id", *_DIFF, commit, "--")
+            self.repository.query(*words, stdout=Path(scratch.name))
+            return subject, Path(scratch.name).read_bytes()

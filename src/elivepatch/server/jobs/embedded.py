@@ -262,6 +262,8 @@ class EmbeddedEngine:
 
     def _keep_module(self, report: Report, directory: JobDirectory) -> None:
         """Put the module into the artifact store; it is there before the build is said to be done."""
+        if report.module is None and report.cves is not None:
+            return
         if report.module is None:
             raise InternalError("The build says that it is done and names no module.")
         try:

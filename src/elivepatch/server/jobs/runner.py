@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from elivepatch import pipeline
+from elivepatch.cves.job import make
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InternalError
 from elivepatch.pipeline import Job
 from elivepatch.progress import Event, Progress, Sink
@@ -44,7 +44,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _log = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None, build: BuildFunction = pipeline.build) -> int:
+def main(argv: Sequence[str] | None = None, build: BuildFunction = make) -> int:
     """Run the build of a job directory; the exit status says whether there is a report."""
     parser = argparse.ArgumentParser(prog="elivepatch-runner")
     parser.add_argument("directory", type=Path)
@@ -132,6 +132,8 @@ def _checked(report: Report, directory: JobDirectory) -> Report:
         return report.model_copy(update={"status": BuildStatus.CANCELLED})
     if report.status is not BuildStatus.DONE:
         return report
+    if report.module is None and report.cves is not None:
+        return report  # a plan, which has no module
     if report.module is None:
         raise InternalError("The build says that it is done and names no module.")
     name = Path(report.module.path).name if report.module.path else f"{report.module.name}.ko"

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be done about the vulnerabilities of a kernel: the scan, the trial of each fix, and all together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from elivepatch.cves.fixes import Fix, FixSource
+from elivepatch.cves.index import Index
+from elivepatch.cves.kernel import upstream_version, vendor_fixes
+from elivepatch.cves.reach import Contents
+from elivepatch.cves.scan import scan
+from elivepatch.cves.trials import Bench, Trial
+from elivepatch.pipeline import Job, wanted_kernel
+from elivepatch.progress import Progress
+from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveState, CveWish, FixTrial, PlannedPatch
+from elivepatch.selection import hold_kernel
+from elivepatch.workshop import Workshop
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans. ``source`` None: nothing is tried, the plan is the scan."""
+
+    index: Index
+    source: FixSource | None
+    workshop: Workshop
+
+    def plan(self, job: Job, work: Path, progress: Progress) -> CvePlan:
+        """The plan for the kernel of a job, whose patches are those in force; trials are made below ``work``.
+
+        Raises what preparing a kernel does, and UnavailableError without an index.
+        """
+        wish = job.request.cves or CveWish()
+        progress.phase("preparing", f"preparing {job.request.kernel}")
+        with ExitStack() as held:
+            wanted = wanted_kernel(job)
+            if job.request.image is not None and job.image is None:
+                image = held.enter_context(self.workshop.images.use(job.request.image))
+                wanted = replace(wanted, image=image)
+            kernel, _ = held.enter_context(hold_kernel(wanted, self.workshop, progress))
+            version = upstream_version(kernel)
+            progress.step(f"which vulnerabilities {kernel.release} has, made from {version}")
+            base = [(file.name, file.data) for file in job.base_patches]
+            vendor = vendor_fixes(kernel, base, self.workshop, progress)
+            found = scan(
+                self.index,
+                version,
+                vendor=vendor,
+                contents=Contents(kernel),
+                loaded=wish.loaded,
+                closed=wish.closed,
+            )
+            chosen = _chosen(found.cves, wish)
+            if self.source is None or not wish.fixes or not chosen:
+                return CvePlan(scan=found)
+            progress.phase("building", f"trying the fixes of {len(chosen)} vulnerabilities")
+            bench = Bench(kernel, version, job, self.source, self.workshop, work, progress)
+            return self._tried(found, chosen, bench)
+
+    def _tried(self, found: CveScan, chosen: Sequence[CveEntry], bench: Bench) -> CvePlan:
+        wanted: dict[str, list[str]] = {}
+        for entry in chosen:
+            for commit in _fixing(entry):
+                wanted.setdefault(commit, []).append(entry.id)
+        trials = bench.try_all(wanted)
+        good = [entry for entry in chosen if _works(entry, trials)]
+        bench.keep_only({commit for entry in good for commit in _commits(entry, trials)})
+        bench.together()
+        for commit, report in bench.dropped.items():
+            if commit in trials:
+                message = f"it does not go together with the others: {report.message}"
+                trials[commit] = replace(
+                    trials[commit], state="refused", message=message, diagnosis=report.diagnosis, needs=()
+                )
+        outcomes = {entry.id: _outcome(entry, trials) for entry in chosen}
+        works = {name for name, (state, trial) in outcomes.items() if state == "affected" and trial.state == "works"}
+        planned = [_planned(fix, [cve for cve in wanted.get(fix.commit, ()) if cve in works]) for fix in bench.accepted]
+        digests = {one.commit: one.sha256 for one in planned}
+        entries = [
+            _with_trial(entry, outcomes[entry.id], trials, digests) if entry.id in outcomes else entry
+            for entry in found.cves
+        ]
+        counts = dict(Counter(entry.state for entry in entries))
+        return CvePlan(scan=found.model_copy(update={"cves": tuple(entries), "counts": counts}), patches=tuple(planned))
+
+
+def _chosen(entries: Iterable[CveEntry], wish: CveWish) -> list[CveEntry]:
+    """The vulnerabilities whose fixes are tried: affected, fixed in the branch, and asked for."""
+    only = set(wish.only)
+    return [
+        entry
+        for entry in entries
+        if entry.state == "affected"
+        and entry.fixes
+        and (not only or entry.id in only)
+        and (wish.min_score is None or entry.score is None or entry.score >= wish.min_score)
+    ]
+
+
+def _works(entry: CveEntry, trials: Mapping[str, Trial]) -> bool:
+    return all(commit in trials and trials[commit].state in {"works", "contained"} for commit in _fixing(entry))
+
+
+def _fixing(entry: CveEntry) -> list[str]:
+    return [fix.commit for fix in entry.fixes if fix.commit is not None]
+
+
+def _commits(entry: CveEntry, trials: Mapping[str, Trial]) -> Iterable[str]:
+    """The commits that fix a vulnerability, and those that they need."""
+    for commit in _fixing(entry):
+        if commit in trials:
+            yield from (need.commit for need in trials[commit].needs)
+            yield commit
+
+
+def _outcome(entry: CveEntry, trials: Mapping[str, Trial]) -> tuple[CveState, FixTrial]:
+    """What came of a vulnerability: of all its fixes together."""
+    mine = [trials[commit] for commit in _fixing(entry) if commit in trials]
+    if len(mine) < len(entry.fixes):
+        return "affected", FixTrial(state="unavailable", message="the feed names no commit for one of its fixes")
+    if all(trial.state == "contained" for trial in mine):
+        return "vendor-fixed", FixTrial(state="not-tried", message=mine[0].message)
+    bad = next((trial for trial in mine if trial.state not in {"works", "contained"}), None)
+    if bad is not None:
+        state = "refused" if bad.state == "refused" else "unavailable"
+        return "affected", FixTrial(
+            state=state, predicted=bad.predicted, message=bad.message, diagnosis=bad.diagnosis, needs=_ids(bad.needs)
+        )
+    needs = tuple(need for trial in mine for need in _ids(trial.needs))
+    return "affected", FixTrial(state="works", predicted=all(trial.predicted for trial in mine), needs=needs)
+
+
+def _ids(fixes: Sequence[Fix]) -> tuple[str, ...]:
+    return tuple(fix.commit for fix in fixes)
+
+
+def _with_trial(
+    entry: CveEntry, outcome: tuple[CveState, FixTrial], trials: Mapping[str, Trial], digests: Mapping[str, str]
+) -> CveEntry:
+    state, trial = outcome
+    if trial.state == "works":
+        mine = dict.fromkeys(commit for commit in _commits(entry, trials) if commit in digests)
+        ordered = [commit for commit in digests if commit in mine]
+        trial = trial.model_copy(update={"patches": tuple(digests[commit] for commit in ordered)})
+    why = trial.message if state == "vendor-fixed" else entry.why
+    return entry.model_copy(update={"state": state, "why": why, "trial": trial})
+
+
+def _planned(fix: Fix, cves: Sequence[str]) -> PlannedPatch:
+    data = fix.patch(cves)
+    return PlannedPatch(
+        name=f"{cves[0] if cves else fix.commit[:12]}.patch",
+        sha256=hashlib.sha256(data).hexdigest(),
+        commit=fix.commit,
+        subject=fix.subject,
+        text=data.decode(),
+        cves=tuple(cves),
+    )

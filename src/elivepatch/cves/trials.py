@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which fixes can be livepatches of a kernel: each is tried by building it, on top of those before it that it needs.
+
+Fixes are taken in the order of the branch. One whose files none of the fixes before it touched is built alone, else
+with those. One that does not apply is tried with the commits of the branch that changed its files before it. What works
+is kept, what does not is told with its reason and left out: a fix that fails never takes another with it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from elivepatch import pipeline
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.store import remove_tree
+from elivepatch.cves.fixes import Fix, FixSource, why_not
+from elivepatch.cves.versions import KernelVersion
+from elivepatch.errors import Diagnosis, DoesNotApplyError, ElivepatchError, NothingToPatchError, UnavailableError
+from elivepatch.patches import doctor
+from elivepatch.patches.apply import apply_series
+from elivepatch.patches.series import parse_series
+from elivepatch.patches.tree import Tree
+from elivepatch.pipeline import InputFile, Job
+from elivepatch.process import run
+from elivepatch.progress import Progress, Sink
+from elivepatch.protocol.models import BuildStatus, Report
+from elivepatch.workshop import Workshop
+
+#: Commits that a fix may need before it.
+_NEEDS = 8
+BuildFunction = Callable[[Job, Workshop, Path, Progress], Report]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a fix.
+
+    ``state``: ``works``, ``refused`` (no livepatch can be made of it), ``unavailable`` (it cannot be had, or does not
+    apply), ``contained`` (the source of the kernel has it already). ``predicted`` is what the doctor said of it before
+    anything was built. ``needs`` are commits that go before it.
+    """
+
+    state: str
+    fix: Fix | None = None
+    predicted: bool | None = None
+    message: str | None = None
+    diagnosis: tuple[Diagnosis, ...] = ()
+    needs: tuple[Fix, ...] = ()
+
+
+@dataclass
+class Bench:
+    """Where fixes of one kernel are tried. ``job`` says for which kernel, and has the patches that are in force."""
+
+    kernel: PreparedKernel
+    version: KernelVersion
+    job: Job
+    source: FixSource
+    workshop: Workshop
+    work: Path
+    progress: Progress
+    build: BuildFunction = pipeline.build
+    accepted: list[Fix] = field(default_factory=list[Fix])
+    dropped: dict[str, Report] = field(default_factory=dict[str, Report])
+
+    def try_all(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, Trial]:
+        """Try the fixes, which are commits with the vulnerabilities that they fix. Each has an outcome."""
+        found: dict[str, Trial] = {}
+        ordered = self.source.order(self.version, list(wanted))
+        for number, commit in enumerate(ordered, start=1):
+            name = ", ".join(wanted[commit])
+            self.progress.step(f"fix {number} of {len(ordered)}: {name} ({commit[:12]})", number / len(ordered))
+            found[commit] = self._try(commit)
+            self.progress.step(f"{name}: {found[commit].state} {found[commit].message or ''}".rstrip())
+        return found
+
+    def _try(self, commit: str) -> Trial:
+        try:
+            fix = self.source.get(commit, self.progress)
+        except NothingToPatchError as error:
+            return Trial("refused", message=why_not(error), diagnosis=error.as_diagnosis(), predicted=False)
+        except ElivepatchError as error:
+            return Trial("unavailable", message=why_not(error))
+        if any(known.commit == commit for known in self.accepted):
+            return Trial("works", fix, predicted=True)
+        if self._contained(fix):
+            return Trial("contained", fix, message="the source of this kernel has it already")
+        try:
+            predicted, diagnosis = self._examine((fix,))
+            needs: tuple[Fix, ...] = ()
+        except DoesNotApplyError as error:
+            needed = self._needs(fix)
+            if needed is None:
+                return Trial("unavailable", fix, message=why_not(error), diagnosis=error.as_diagnosis())
+            needs = needed
+            predicted, diagnosis = self._examine((*needs, fix))
+        except ElivepatchError as error:
+            return Trial("refused", fix, predicted=False, message=why_not(error), diagnosis=error.as_diagnosis())
+        report = self._build([*self._below((*needs, fix)), *needs, fix])
+        if report.status is not BuildStatus.DONE:
+            return Trial("refused", fix, predicted, report.message, report.diagnosis or diagnosis, needs)
+        self.accepted += [*needs, fix]
+        return Trial("works", fix, predicted, needs=needs)
+
+    # -- whether it applies
+
+    def _below(self, fixes: Sequence[Fix]) -> list[Fix]:
+        """The accepted fixes that these are on top of: all that share files with them, directly or not."""
+        files = {file for fix in fixes for file in fix.files}
+        below: list[Fix] = []
+        for fix in reversed(self.accepted):
+            if files & set(fix.files):
+                below.insert(0, fix)
+                files |= set(fix.files)
+        return below
+
+    def _inputs(self, fixes: Sequence[Fix]) -> list[tuple[str, bytes]]:
+        return [(file.name, file.data) for file in self.job.patches] + [
+            (f"{fix.commit[:12]}.patch", fix.patch(())) for fix in fixes
+        ]
+
+    def _examine(self, fixes: Sequence[Fix]) -> tuple[bool, tuple[Diagnosis, ...]]:
+        """What the doctor says: whether it may be possible, and the findings. Raises DoesNotApplyError."""
+        tree = Tree(self.kernel.source)
+        inputs = self._inputs([*self._below(fixes), *fixes])
+        series = parse_series(inputs, exists=tree.exists, patches_limit=len(inputs))
+        with tempfile.TemporaryDirectory(prefix="examine.", dir=self.work) as scratch:
+            applied = apply_series(series, self.kernel.source, Path(scratch))
+            examination = doctor.examine(doctor.changes_of(applied))
+        possible = bool(examination.code) and not any(one.severity == "error" for one in examination.findings)
+        return possible, tuple(examination.findings)
+
+    def _contained(self, fix: Fix) -> bool:
+        """Whether the source of the kernel has the change already: whether it can be taken back from there."""
+        with tempfile.TemporaryDirectory(prefix="contained.", dir=self.work) as scratch:
+            place = Path(scratch)
+            for file in fix.files:
+                found = Tree(self.kernel.source).read(file)
+                if found is not None:
+                    copy = place / file
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(found.data)
+            words = ("git", "apply", "--check", "--reverse", "-p1", "-")
+            environment = {"GIT_CEILING_DIRECTORIES": str(self.work), "GIT_CONFIG_GLOBAL": "/dev/null"}
+            return run(words, cwd=place, stdin=fix.change, check=False, env=environment).returncode == 0
+
+    def _needs(self, fix: Fix) -> tuple[Fix, ...] | None:
+        """The commits of the branch that a fix needs to apply; None where these are not known, or too many."""
+        commits = self.source.before(self.version, fix.commit, fix.files)
+        if commits is None:
+            return None
+        have = {known.commit for known in self.accepted}
+        earlier: list[Fix] = []
+        for commit in commits:
+            try:
+                one = self.source.get(commit, self.progress)
+            except ElivepatchError:
+                continue
+            if commit not in have and not self._contained(one):
+                earlier.append(one)
+        # the latest ones first: most fixes need the one before them and no more
+        for count in range(1, min(len(earlier), _NEEDS) + 1):
+            needed = tuple(earlier[-count:])
+            try:
+                self._examine((*needed, fix))
+            except ElivepatchError:
+                continue
+            return needed
+        return None
+
+    # -- whether it can be built
+
+    def _build(self, fixes: Sequence[Fix], *, verify: bool = False) -> Report:
+        """Build fixes together on what is in force; the outcome of a build that was made before is remembered."""
+        request = self.job.request.model_copy(update={"verify": verify, "cves": None})
+        files = tuple(InputFile(name, data) for name, data in self._inputs(fixes))
+        job = replace(self.job, request=request, patches=files)
+        kept = self.workshop.cache / "cves/trials" / f"{pipeline.request_key(job, self.workshop)}.json"
+        if (known := _read(kept)) is not None:
+            return known
+        place = Path(tempfile.mkdtemp(prefix="trial.", dir=self.work))
+        place.chmod(0o755)
+        try:
+            report = self.build(job, self.workshop, place, Progress(_quietly(self.progress)))
+        finally:
+            remove_tree(place)
+        if report.status in {BuildStatus.DONE, BuildStatus.REFUSED}:
+            _keep(kept, report)
+        elif report.status is BuildStatus.CANCELLED:
+            raise UnavailableError(report.message, hint=report.hint)
+        return report
+
+    def keep_only(self, commits: Collection[str]) -> None:
+        """Take the fixes out that nobody needs, unless others are on top of them."""
+        kept: list[Fix] = []
+        for fix in self.accepted:
+            if fix.commit in commits:
+                try:
+                    self._examine_on(kept, fix)
+                except ElivepatchError:
+                    return
+                kept.append(fix)
+        self.accepted = kept
+
+    def together(self) -> Report | None:
+        """Build all that was accepted together, and try it in a VM. What spoils it is taken out of ``accepted``."""
+        while self.accepted:
+            self.progress.step(f"all {len(self.accepted)} patches together")
+            report = self._build(self.accepted, verify=True)
+            if report.status is BuildStatus.DONE:
+                return report
+            if report.status is not BuildStatus.REFUSED:
+                raise UnavailableError(report.message, hint=report.hint, diagnosis=report.diagnosis)
+            self._drop(self._first_bad(), report)
+        return None
+
+    def _first_bad(self) -> int:
+        """Which of the accepted fixes is the first with which they cannot be built any more."""
+        good, bad = 0, len(self.accepted)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            done = self._build(self.accepted[:middle], verify=True).status is BuildStatus.DONE
+            good, bad = (middle, bad) if done else (good, middle)
+        return bad - 1
+
+    def _drop(self, index: int, report: Report) -> None:
+        gone = self.accepted.pop(index)
+        self.progress.step(f"{gone.commit[:12]} does not go together with the others: {report.message}")
+        self.dropped[gone.commit] = report
+        # what was built on top of it may not apply any more
+        kept: list[Fix] = []
+        for fix in self.accepted:
+            try:
+                self._examine_on(kept, fix)
+            except ElivepatchError:
+                self.dropped[fix.commit] = report
+                continue
+            kept.append(fix)
+        self.accepted = kept
+
+    def _examine_on(self, kept: list[Fix], fix: Fix) -> None:
+        held, self.accepted = self.accepted, kept
+        try:
+            self._examine((fix,))
+        finally:
+            self.accepted = held
+
+
+def _quietly(progress: Progress) -> Sink:
+    """What a trial tells is for the log: the phases are those of the whole."""
+    return lambda event: progress.log(event.message)
+
+
+def _read(path: Path) -> Report | None:
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _keep(path: Path, report: Report) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside.write_text(report.model_dump_json(exclude_none=True))
+    aside.replace(path)
