@@ -9,14 +9,21 @@ whose fixes lie between the two versions, get the id of that commit.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from elivepatch.process import run
+from elivepatch.progress import Progress
+from elivepatch.sources.linux_source import debian_tree
+from elivepatch.sources.reference import DebianReference
+from elivepatch.workshop import Workshop
+
+DATA = Path(__file__).resolve().parent.parent / "tests/data/stable-cves.json"
 
 _WORD = re.compile(r"[A-Za-z_]\w{3,}")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"", re.DOTALL)
@@ -31,6 +38,98 @@ _ENVIRONMENT = {
     "GIT_COMMITTER_NAME": "Nobody",
     "GIT_COMMITTER_EMAIL": "nobody@localhost",
 }
+
+
+@dataclass(frozen=True)
+class StableCve:
+    """A CVE with the files of the commit that plays its fix; ``commit`` is that commit's place in the order."""
+
+    name: str
+    title: str
+    score: float | None
+    files: tuple[str, ...]
+    group: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StableData:
+    """The CVEs between two versions of Debian's linux-source, and the kernel that was built from the older one."""
+
+    old: str
+    new: str
+    release: str
+    cves: tuple[StableCve, ...]
+
+
+@dataclass(frozen=True)
+class StableKernel:
+    """The repository, and which commit fixes which CVE. ``version`` is the release that has all of them."""
+
+    repository: Path
+    release: str
+    version: str
+    cves: Mapping[str, StableCve]
+    commits: Mapping[tuple[str, ...], str]
+
+    def entries(self, names: Iterable[str]) -> dict[str, FeedEntry]:
+        """What `write_feed` takes, for some of the CVEs."""
+        return {
+            name: FeedEntry(one.title, self.commits[one.group], one.files, one.score)
+            for name in names
+            for one in (self.cves[name],)
+        }
+
+
+@dataclass(frozen=True)
+class FeedEntry:
+    """An entry of a feed: one fix, in the branch."""
+
+    title: str
+    commit: str
+    files: tuple[str, ...]
+    score: float | None
+
+
+def read_stable(only: Collection[str] = ()) -> StableData:
+    """The data that come with the project; of ``only`` these CVEs, if any are named."""
+    data = json.loads(DATA.read_text())
+    cves = tuple(
+        StableCve(one["id"], one["title"], one["score"], tuple(one["files"]), tuple(one["commit"]))
+        for one in data["cves"]
+        if not only or one["id"] in only
+    )
+    return StableData(data["old"], data["new"], data["release"], cves)
+
+
+def branch_trees(data: StableData, workshop: Workshop, progress: Progress) -> tuple[Path, Path]:
+    """Both trees, unpacked once and kept in the cache."""
+    root = workshop.roots.ensure("bookworm", progress)
+    found: list[Path] = []
+    for version in (data.old, data.new):
+        place = workshop.cache / "stable-trees" / version
+        if not place.exists():
+            tree = debian_tree(DebianReference(version), [workshop.source(root)], progress)
+            tree.fetch(progress)
+            aside = place.with_name(f".{version}.{os.getpid()}")
+            aside.mkdir(parents=True)
+            tree.compose(aside, progress)
+            aside.rename(place)
+        found.append(place)
+    return found[0], found[1]
+
+
+def make_stable(data: StableData, old: Path, new: Path, work: Path) -> StableKernel:
+    """The repository for the CVEs of the data."""
+    tags = (f"v{data.old.partition('-')[0]}", f"v{data.new.partition('-')[0]}")
+    wanted = sorted({one.group for one in data.cves})
+    made = make_repository(work / "linux-stable", old, new, wanted, tags)
+    return StableKernel(
+        work / "linux-stable",
+        data.release,
+        tags[1].removeprefix("v"),
+        {one.name: one for one in data.cves},
+        {one.files: one.commit for one in made},
+    )
 
 
 @dataclass(frozen=True)
@@ -114,24 +213,25 @@ def _git(target: Path, *words: str, date: str = "1700000000 +0000") -> str:
     return run(["git", *words], cwd=target, env=environment).stdout
 
 
-def write_feed(
-    target: Path, entries: Mapping[str, tuple[str, str, Sequence[str]]], version: str, since: str = "2.6.12"
-) -> None:
-    """Write a feed: CVE id to its title, its commit and its files; all are fixed in ``version`` of the branch."""
-    for name, (title, commit, files) in entries.items():
+def write_feed(target: Path, entries: Mapping[str, FeedEntry], version: str) -> None:
+    """Write a feed, as the kernel's vulns repository has it; all are fixed in ``version`` of the branch."""
+    for name, entry in entries.items():
         place = target / "cve/published" / name.split("-")[1]
         place.mkdir(parents=True, exist_ok=True)
-        mainline = "f" * 40
+        since = f"2.6.12:{'1' * 40}"
         (place / f"{name}.dyad").write_text(
-            f"# dyad version: 1.2.0\n{since}:{'1' * 40}:{version}:{commit}\n{since}:{'1' * 40}:99.1:{mainline}\n"
+            f"# dyad version: 1.2.0\n{since}:{version}:{entry.commit}\n{since}:99.1:{'f' * 40}\n"
         )
-        (place / f"{name}.json").write_text(_record(name, title, files))
+        (place / f"{name}.json").write_text(_record(name, entry))
 
 
-def _record(name: str, title: str, files: Sequence[str]) -> str:
+def _record(name: str, entry: FeedEntry) -> str:
+    cna: dict[str, object] = {"title": entry.title, "affected": [{"programFiles": list(entry.files)}]}
+    if entry.score is not None:
+        cna["metrics"] = [{"cvssV3_1": {"baseScore": entry.score, "vectorString": "CVSS:3.1"}}]
     return json.dumps(
         {
-            "containers": {"cna": {"title": title, "affected": [{"programFiles": list(files)}]}},
+            "containers": {"cna": cna},
             "cveMetadata": {"cveId": name, "state": "PUBLISHED"},
             "dataType": "CVE_RECORD",
             "dataVersion": "5.1.1",
