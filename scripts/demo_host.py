@@ -75,6 +75,10 @@ def guest_host(
     with tempfile.TemporaryDirectory(prefix="elivepatch-host-") as scratch:
         for package in files.images:
             process.run(["dpkg-deb", "--extract", files.path(package), scratch], timeout=300)
+        merged, before = Path(scratch) / "usr/lib/modules", Path(scratch) / "lib/modules"
+        if not merged.exists() and before.is_dir():  # packages for releases where /lib may be a directory
+            merged.parent.mkdir(parents=True, exist_ok=True)
+            before.rename(merged)
         guests = workshop.cache / "guests"
         packages = (*PACKAGES, *more_packages)
         image = make_image(guests, SUITE, kernel.release, Path(scratch), PROJECT, progress, packages)
