@@ -184,7 +184,9 @@ def make_image(
         progress.step(f"making the guest's image ({suite}, {release})")
         stage = work / "stage"
         modules = stage / "usr/lib/modules" / release
-        shutil.copytree(image_package_root / "usr/lib/modules" / release, modules, symlinks=True)
+        # packages before Debian 13 have them in /lib
+        places = [image_package_root / place / "modules" / release for place in ("usr/lib", "lib")]
+        shutil.copytree(next((place for place in places if place.is_dir()), places[0]), modules, symlinks=True)
         if (image_package_root / "usr/src").is_dir():
             shutil.copytree(image_package_root / "usr/src", stage / "usr/src", symlinks=True)
         (stage / "boot").mkdir()

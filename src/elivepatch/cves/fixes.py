@@ -69,6 +69,10 @@ class FixSource(Protocol):
         """The commits of some files between a version and a commit, the oldest first; None where nobody knows."""
         ...
 
+    def introducing(self, version: KernelVersion, commit: str, names: Sequence[str]) -> list[str]:
+        """The commits between a version and a commit that bring names into the source; none where nobody knows."""
+        ...
+
 
 def open_fixes(git: str | None, http: str | None, cache: Path) -> FixSource:
     """The source that the settings name; the mirror counts first. Raises InvalidInputError where there is none."""
@@ -120,6 +124,14 @@ class GitFixes:
             return None
         return found if len(found) <= _BEFORE else None
 
+    def introducing(self, version: KernelVersion, commit: str, names: Sequence[str]) -> list[str]:
+        """The commits between a version and a commit that bring names into the source."""
+        tag = _tag(version)
+        if not names or not self.history.has(tag):
+            return []
+        found = {one for name in names for one in self.history.introducing(tag, f"{commit}^", name)}
+        return self.history.ordered(sorted(found), tag)
+
 
 def _tag(version: KernelVersion) -> str:
     return f"refs/tags/v{version}"
@@ -168,6 +180,11 @@ class HttpFixes:
     def before(self, version: KernelVersion, commit: str, files: Sequence[str]) -> list[str] | None:
         """There is no history to ask."""
         del version, commit, files
+
+    def introducing(self, version: KernelVersion, commit: str, names: Sequence[str]) -> list[str]:
+        """There is no history to ask."""
+        del version, commit, names
+        return []
 
 
 def make_fix(commit: str, subject: str, data: bytes) -> Fix:

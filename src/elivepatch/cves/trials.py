@@ -9,6 +9,7 @@ is kept, what does not is told with its reason and left out: a fix that fails ne
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,14 @@ from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.cves.fixes import Fix, FixSource, why_not
 from elivepatch.cves.versions import KernelVersion
-from elivepatch.errors import Diagnosis, DoesNotApplyError, ElivepatchError, NothingToPatchError, UnavailableError
+from elivepatch.errors import (
+    Diagnosis,
+    DoesNotApplyError,
+    DoesNotCompileError,
+    ElivepatchError,
+    NothingToPatchError,
+    UnavailableError,
+)
 from elivepatch.patches import doctor
 from elivepatch.patches.apply import apply_series
 from elivepatch.patches.series import parse_series
@@ -34,6 +42,8 @@ from elivepatch.workshop import Workshop
 
 #: Commits that a fix may need before it.
 _NEEDS = 8
+#: A name as gcc writes it in its messages.
+_QUOTED = re.compile(r"[\u2018']([A-Za-z_]\w{2,})[\u2019']")
 BuildFunction = Callable[[Job, Workshop, Path, Progress], Report]
 
 
@@ -91,6 +101,8 @@ class Bench:
             return Trial("works", fix, predicted=True)
         if self._contained(fix):
             return Trial("contained", fix, message="the source of this kernel has it already")
+        if self.job.patches and self._contained(fix, in_force=True):
+            return Trial("works", fix, predicted=True, message="a livepatch in force has it already")
         try:
             predicted, diagnosis = self._examine((fix,))
             needs: tuple[Fix, ...] = ()
@@ -103,6 +115,9 @@ class Bench:
         except ElivepatchError as error:
             return Trial("refused", fix, predicted=False, message=why_not(error), diagnosis=error.as_diagnosis())
         report = self._build([*self._below((*needs, fix)), *needs, fix])
+        if report.error == DoesNotCompileError.code and (more := self._lacking(fix, needs, report)):
+            needs = (*more, *needs)
+            report = self._build([*self._below((*needs, fix)), *needs, fix])
         if report.status is not BuildStatus.DONE:
             return Trial("refused", fix, predicted, report.message, report.diagnosis or diagnosis, needs)
         self.accepted += [*needs, fix]
@@ -136,14 +151,22 @@ class Bench:
         possible = bool(examination.code) and not any(one.severity == "error" for one in examination.findings)
         return possible, tuple(examination.findings)
 
-    def _contained(self, fix: Fix) -> bool:
-        """Whether the source of the kernel has the change already: whether it can be taken back from there."""
+    def _contained(self, fix: Fix, *, in_force: bool = False) -> bool:
+        """Whether the source of the kernel has the change already: whether it can be taken back from there.
+
+        With ``in_force`` it is the source with the patches that are in force.
+        """
         with tempfile.TemporaryDirectory(prefix="contained.", dir=self.work) as scratch:
             place = Path(scratch)
+            tree = Tree(self.kernel.source)
+            if in_force:
+                inputs = self._inputs(())
+                series = parse_series(inputs, exists=tree.exists, patches_limit=len(inputs))
+                place = apply_series(series, self.kernel.source, place).patched
             for file in fix.files:
-                found = Tree(self.kernel.source).read(file)
+                copy = place / file
+                found = tree.read(file) if not copy.exists() else None
                 if found is not None:
-                    copy = place / file
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     copy.write_bytes(found.data)
             words = ("git", "apply", "--check", "--reverse", "-p1", "-")
@@ -173,6 +196,21 @@ class Bench:
                 continue
             return needed
         return None
+
+    def _lacking(self, fix: Fix, needs: Sequence[Fix], report: Report) -> tuple[Fix, ...]:
+        """The commits that bring what the compiler misses, if with them the fix still applies."""
+        said = "\n".join([report.message or "", *(finding.message for finding in report.diagnosis)])
+        names = sorted(set(_QUOTED.findall(said)))[:_NEEDS]
+        have = {known.commit for known in (*self.accepted, *needs)}
+        commits = [one for one in self.source.introducing(self.version, fix.commit, names) if one not in have]
+        if not commits or len(commits) > _NEEDS:
+            return ()
+        try:
+            found = tuple(self.source.get(commit, self.progress) for commit in commits)
+            self._examine((*found, *needs, fix))
+        except ElivepatchError:
+            return ()
+        return found
 
     # -- whether it can be built
 

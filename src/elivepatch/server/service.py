@@ -27,6 +27,7 @@ from elivepatch.patches.series import parse_series
 from elivepatch.pipeline import Job
 from elivepatch.protocol.models import BuildStatus, Health, KernelEntry, Report
 from elivepatch.server.artifacts import ArtifactStore
+from elivepatch.server.cve_sync import CveSync
 from elivepatch.server.database import RUNNING, BuildRow, Database, new_id
 from elivepatch.server.jobs.directory import JobDirectory, only_server
 from elivepatch.server.jobs.embedded import RUNNER, EmbeddedEngine
@@ -52,6 +53,7 @@ class Service:
     engine: JobEngine
     key: KeyFunction = pipeline.request_key
     kernels: KernelLister = list_kernels
+    more_problems: Callable[[], Sequence[str]] = tuple
 
     def directory(self, build_id: str) -> JobDirectory:
         """Where a build lies."""
@@ -157,7 +159,7 @@ class Service:
 
     def health(self) -> Health:
         """Whether builds can be made, and what is in the way."""
-        problems = list(self.engine.problems())
+        problems = [*self.engine.problems(), *self.more_problems()]
         free = shutil.disk_usage(self.settings.data).free
         if free < self.settings.disk_reserve_bytes:
             problems.append(f"Only {free} bytes are free where builds are kept.")
@@ -221,4 +223,7 @@ def _open(stack: contextlib.ExitStack, settings: Settings, runner: Sequence[str]
             hint="Give it to the user that the server runs as, or set 'data' to another place.",
         ) from error
     stack.callback(engine.stop)
-    return Service(settings, database, artifacts, engine, key)
+    cves = CveSync(settings)
+    cves.start()
+    stack.callback(cves.stop)
+    return Service(settings, database, artifacts, engine, key, more_problems=cves.problems)

@@ -136,6 +136,9 @@ class Settings(BaseSettings):
     cve_feed: Address | None = Field(
         default=None, description="kernel CVE data: a directory, an archive, or the address of a git repository"
     )
+    cve_sync_hours: float = Field(
+        default=6.0, ge=0, le=8760, description="hours after which the data are asked for again; 0 for never"
+    )
     stable_git: Address | None = Field(
         default=None, description="git repository of the stable kernels, for fixes and what they need"
     )

@@ -67,6 +67,11 @@ class GitHistory:
         words = ["rev-list", "--reverse", "--topo-order", "--no-merges", f"{after}..{last}"]
         return self.repository.query(*words, "--", *files).stdout.split()
 
+    def introducing(self, after: str, last: str, name: str) -> list[str]:
+        """The commits of a range that change how often a name stands in the source, the oldest first."""
+        words = ("log", "--format=%H", "--reverse", "--no-merges", "-S", name, f"{after}..{last}", "--", "*.c", "*.h")
+        return self.repository.query(*words).stdout.split()
+
     def files(self, commit: str) -> tuple[str, ...]:
         """The files that a commit changes."""
         words = ("diff-tree", "-r", "-z", "--no-commit-id", "--name-only", "--no-renames", commit, "--")

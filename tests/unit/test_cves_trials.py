@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which fixes are kept: everything but the build itself is real."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from elivepatch.build.prepared import PreparedKernel
+from elivepatch.cves.fixes import Fix, make_fix
+from elivepatch.cves.trials import Bench
+from elivepatch.cves.versions import KernelVersion, parse_version
+from elivepatch.errors import DoesNotCompileError, NothingToPatchError, UnavailableError
+from elivepatch.pipeline import InputFile, Job
+from elivepatch.progress import Progress
+from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
+from elivepatch.toolchains.roots import Root
+from elivepatch.workshop import Workshop
+
+LINES = [f"int v{number} = {number};" for number in range(40)]
+
+
+def source(lines: Sequence[str]) -> str:
+    body = "\n".join(f"\t{line.replace('int ', 'use(').replace(' = ', ', ').replace(';', ');')}" for line in lines)
+    return f"void use(int, int);\nvoid function(void)\n{{\n{body}\n}}\n".replace("v", "0")
+
+
+def change(path: str, old: str, new: str, commit: str, subject: str = "a fix") -> Fix:
+    diff = "".join(
+        difflib.unified_diff(old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{path}", f"b/{path}")
+    )
+    return make_fix(commit, subject, f"diff --git a/{path} b/{path}\n{diff}".encode())
+
+
+@dataclass
+class Branch:
+    """A branch as a list of fixes, the oldest first."""
+
+    fixes: list[Fix]
+    brings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    history: bool = True
+
+    def update(self, progress: Progress) -> None:
+        del progress
+
+    def get(self, commit: str, progress: Progress) -> Fix:
+        del progress
+        for fix in self.fixes:
+            if fix.commit == commit:
+                return fix
+        raise UnavailableError(f"The commit {commit[:12]} is not here.")
+
+    def order(self, version: KernelVersion, commits: Sequence[str]) -> list[str]:
+        del version
+        known = [fix.commit for fix in self.fixes if fix.commit in commits]
+        return [*known, *(commit for commit in commits if commit not in known)]
+
+    def before(self, version: KernelVersion, commit: str, files: Sequence[str]) -> list[str] | None:
+        del version
+        if not self.history:
+            return None
+        commits = [fix.commit for fix in self.fixes]
+        earlier = self.fixes[: commits.index(commit)]
+        return [fix.commit for fix in earlier if set(fix.files) & set(files)]
+
+    def introducing(self, version: KernelVersion, commit: str, names: Sequence[str]) -> list[str]:
+        del version, commit
+        return [one for name in names for one in self.brings.get(name, [])]
+
+
+@dataclass
+class Machine:
+    """Builds everything but what it is told not to; keeps what it was asked for."""
+
+    refuses: dict[str, Report] = field(default_factory=dict[str, Report])
+    together: set[frozenset[str]] = field(default_factory=set[frozenset[str]])
+    asked: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
+
+    def build(self, job: Job, workshop: Workshop, place: Path, progress: Progress) -> Report:
+        del workshop, place, progress
+        names = tuple(file.name.removesuffix(".patch") for file in job.patches)
+        self.asked.append(names)
+        for name, report in self.refuses.items():
+            if name in names and name == names[-1]:
+                return report
+        if any(pair <= set(names) for pair in self.together):
+            return refused("cannot-livepatch", "these two do not go together")
+        return Report(status=BuildStatus.DONE, key="k", exit_status=0)
+
+
+def refused(code: str, message: str) -> Report:
+    return Report(status=BuildStatus.REFUSED, key="k", exit_status=3, error=code, message=message)
+
+
+def name(letter: str) -> str:
+    return letter * 40
+
+
+BASE = source(LINES)
+
+
+def edited(*numbers: int) -> str:
+    return source([line.replace("= ", "= 1") if at in numbers else line for at, line in enumerate(LINES)])
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    tree = tmp_path / "source"
+    for path in ("kernel/a.c", "kernel/b.c"):
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(BASE)
+    work = tmp_path / "work"
+    work.mkdir()
+    kernel = PreparedKernel(
+        path=tmp_path,
+        source=tree,
+        root=Root("trixie", tmp_path, "d" * 64, 0, 0.0, None),
+        release="6.1.170",
+        origin="test",
+        build_id="",
+        config_sha256="",
+        compiler="",
+        variables={},
+        environment={},
+        sizes={},
+    )
+    job = Job(BuildRequest(kernel="6.1.170"), ())
+    machine = Machine()
+    return Bench(
+        kernel, parse_version("6.1.170"), job, Branch([]), Workshop(tmp_path / "cache"), work, Progress(), machine.build
+    )
+
+
+def run(bench: Bench, machine: Machine, branch: Branch, *commits: str) -> dict[str, str]:
+    bench.source, bench.build = branch, machine.build
+    return {
+        commit[0]: trial.state for commit, trial in bench.try_all({one: ["CVE-2026-1000"] for one in commits}).items()
+    }
+
+
+def test_fixes_of_different_files_are_tried_alone(bench: Bench) -> None:
+    one = change("kernel/a.c", BASE, edited(3), name("a"))
+    two = change("kernel/b.c", BASE, edited(3), name("b"))
+    machine = Machine()
+    assert run(bench, machine, Branch([one, two]), name("a"), name("b")) == {"a": "works", "b": "works"}
+    assert machine.asked == [("a" * 12,), ("b" * 12,)]
+
+
+def test_one_on_top_of_another_is_tried_with_it(bench: Bench) -> None:
+    one = change("kernel/a.c", BASE, edited(3), name("a"))
+    two = change("kernel/a.c", edited(3), edited(3, 4), name("b"))
+    machine = Machine()
+    assert run(bench, machine, Branch([one, two]), name("b"), name("a")) == {"a": "works", "b": "works"}
+    assert machine.asked == [("a" * 12,), ("a" * 12, "b" * 12)]
+
+
+def test_one_that_fails_takes_no_other_with_it(bench: Bench) -> None:
+    fixes = [change(f"kernel/{file}.c", BASE, edited(3), name(file)) for file in "ab"]
+    machine = Machine({"a" * 12: refused("cannot-livepatch", "no")})
+    assert run(bench, machine, Branch(fixes), name("a"), name("b")) == {"a": "refused", "b": "works"}
+    assert [fix.commit for fix in bench.accepted] == [name("b")]
+    assert bench.together() is not None
+
+
+def test_what_it_needs_is_brought_along(bench: Bench) -> None:
+    one = change("kernel/a.c", BASE, edited(3), name("a"))
+    two = change("kernel/a.c", edited(3), edited(3, 4), name("b"))
+    machine = Machine()
+    found = run(bench, machine, Branch([one, two]), name("b"))
+    assert found == {"b": "works"}
+    assert [fix.commit for fix in bench.accepted] == [name("a"), name("b")]
+
+
+def test_without_history_it_says_that_it_does_not_apply(bench: Bench) -> None:
+    one = change("kernel/a.c", BASE, edited(3), name("a"))
+    two = change("kernel/a.c", edited(3), edited(3, 4), name("b"))
+    bench.source = Branch([one, two], history=False)
+    (trial,) = bench.try_all({name("b"): ["CVE-2026-1000"]}).values()
+    assert trial.state == "unavailable"
+    assert "kernel/a.c" in (trial.message or "")
+    assert bench.accepted == []
+
+
+def test_what_the_compiler_misses_is_brought_along(bench: Bench) -> None:
+    helper = change("kernel/b.c", BASE, edited(5), name("a"))
+    fix = change("kernel/a.c", BASE, edited(3), name("b"))
+    machine = Machine()
+    missing = refused(DoesNotCompileError.code, "implicit declaration of function \u2018helper_of_ours\u2019")
+
+    def build(job: Job, workshop: Workshop, place: Path, progress: Progress) -> Report:
+        report = machine.build(job, workshop, place, progress)
+        return report if len(job.patches) > 1 else missing
+
+    bench.source, bench.build = Branch([helper, fix], {"helper_of_ours": [name("a")]}), build
+    (trial,) = bench.try_all({name("b"): ["CVE-2026-1000"]}).values()
+    assert (trial.state, [need.commit for need in trial.needs]) == ("works", [name("a")])
+
+
+def test_what_the_source_has_already_is_not_built(bench: Bench) -> None:
+    (bench.kernel.source / "kernel/a.c").write_text(edited(3))
+    machine = Machine()
+    assert run(bench, machine, Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), name("a")) == {
+        "a": "contained"
+    }
+    assert machine.asked == []
+
+
+def test_what_is_in_force_already_is_not_built_again(bench: Bench) -> None:
+    fix = change("kernel/a.c", BASE, edited(3), name("a"))
+    bench.job = Job(BuildRequest(kernel="6.1.170"), (InputFile("mine.patch", fix.patch(())),))
+    machine = Machine()
+    assert run(bench, machine, Branch([fix]), name("a")) == {"a": "works"}
+    assert machine.asked == []
+    assert bench.accepted == []
+
+
+def test_a_commit_that_is_not_there_is_told(bench: Bench) -> None:
+    assert run(bench, Machine(), Branch([]), name("c")) == {"c": "unavailable"}
+
+
+def test_what_spoils_the_whole_is_taken_out(bench: Bench) -> None:
+    fixes = [change("kernel/a.c", BASE, edited(3), name("a")), change("kernel/b.c", BASE, edited(3), name("b"))]
+    machine = Machine(together={frozenset({"a" * 12, "b" * 12})})
+    run(bench, machine, Branch(fixes), name("a"), name("b"))
+    assert bench.together() is not None
+    assert [fix.commit for fix in bench.accepted] == [name("a")]
+    assert list(bench.dropped) == [name("b")]
+
+
+def test_what_was_tried_once_is_remembered(bench: Bench) -> None:
+    fix = change("kernel/a.c", BASE, edited(3), name("a"))
+    machine = Machine()
+    run(bench, machine, Branch([fix]), name("a"))
+    bench.accepted = []
+    run(bench, machine, Branch([fix]), name("a"))
+    assert len(machine.asked) == 1
+
+
+@pytest.mark.parametrize("path", ["Documentation/x.rst", "tools/lib/x.c", "arch/arm64/kernel/x.c", "samples/x.c"])
+def test_what_no_kernel_is_made_from_is_no_part_of_a_fix(path: str) -> None:
+    with pytest.raises(NothingToPatchError):
+        change(path, BASE, edited(3), name("a"))
+
+
+def test_a_fix_says_what_it_is_and_which_cves_it_closes() -> None:
+    text = change("kernel/a.c", BASE, edited(3), name("a"), "mm: fix it").patch(["CVE-2026-1000", "CVE-2026-1001"])
+    head = text.decode().split("diff --git")[0]
+    assert head == f"commit {name('a')}\nSubject: mm: fix it\nCVE: CVE-2026-1000\nCVE: CVE-2026-1001\n\n"
