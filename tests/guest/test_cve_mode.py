@@ -34,7 +34,9 @@ LATER = "CVE-2026-64185"
 SCRIPT = f"""\
 export TERM=dumb ELIVEPATCH_URL="$SERVER"
 mark() {{ echo "=== $1"; }}
-held() {{ for name in $(ls /sys/kernel/livepatch); do echo "livepatch $name"; ls /sys/kernel/livepatch/$name/*; done; }}
+held() {{
+    for name in $(ls /sys/kernel/livepatch); do echo "livepatch $name"; ls -1 /sys/kernel/livepatch/$name/*; done
+}}
 mark uname; uname -r
 mark list; elivepatch cve list --json
 mark asked; elivepatch -e </dev/null; echo "exit $?"
