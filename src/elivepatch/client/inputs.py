@@ -21,7 +21,11 @@ _CVE = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}(?![0-9])")
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks for, beside the settings."""
+    """What the command line asks for, beside the settings.
+
+    ``given`` are patches that have been read already, behind those of ``patches``, and ``script`` is a check script
+    likewise; ``cves`` are what they close beside those that they name, ``overlays`` where they come from.
+    """
 
     patches: tuple[Path, ...]
     output: Path | None = None
@@ -29,6 +33,10 @@ class Wish:
     accept_warnings: bool = False
     drop_earlier: bool = False
     force: bool = False
+    given: tuple[InputFile, ...] = ()
+    script: InputFile | None = None
+    cves: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
