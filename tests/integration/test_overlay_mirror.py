@@ -272,6 +272,15 @@ def test_a_signed_tag_is_taken_whatever_its_commit_is(rig: Rig, ours: Keys, ssh:
         rig.sync()
 
 
+def test_a_signed_tag_is_not_taken_for_another(rig: Rig, ours: Keys) -> None:
+    rig.pinned(openpgp=ours.openpgp)
+    rig.mirror = replace(rig.mirror, ref="refs/tags/v2")
+    rig.repository.git(*signing(ours), "tag", "-s", "-m", "tag v2", "v1")
+    rig.repository.git("update-ref", "refs/tags/v2", rig.repository.git("rev-parse", "refs/tags/v1"))
+    with pytest.raises(SignatureRejectedError, match="another name"):
+        rig.sync()
+
+
 def test_what_was_taken_unsigned_does_not_count_once_keys_are_pinned(rig: Rig, ours: Keys, theirs: Keys) -> None:
     rig.sync()
     rig.pinned(openpgp=ours.openpgp)

@@ -354,7 +354,6 @@ def test_the_old_format_is_read_as_it_was_meant(tmp_path: Path) -> None:
     [
         ("elivepatch_version: 0.1", "elivepatch_version: 0.3", "schema-version", 1),
         ("- 5.10.3\n", "", "old-format", 3),
-        ("patches/5.10.3/shout.patch", "/home/me/shout.patch", "patch-path", 10),
         ("patches/5.10.3/shout.patch", "patches/../../shout.patch", "patch-path", 10),
         (COMMIT, COMMIT[:10], "commit-id", 6),
         ("https://git.example.org/linux", "--upload-pack=x", "repository-url", 7),
@@ -371,6 +370,16 @@ def test_what_is_wrong_in_the_old_format_too(old: str, new: str, rule: str, line
     assert old in OLD
     parse_description(OLD.replace(old, new, 1).encode(), findings)
     assert (rule, line) in [(one.rule, one.line) for one in findings.errors]
+
+
+def test_a_patch_of_its_author_s_machine_is_left_out() -> None:
+    findings = Findings()
+    text = OLD.replace("patches/5.10.3/shout.patch", "/home/me/shout.patch", 1)
+    overlay = parse_description(text.encode(), findings)
+    assert overlay is not None
+    assert [entry.id for entry in overlay.entries] == ["5.10.3-1", "5.10.4-1"]
+    assert not findings.errors
+    assert any(one.line == 10 and "/home/me/shout.patch" in one.message for one in findings.found)
 
 
 def test_the_same_number_twice_gives_two_patches() -> None:

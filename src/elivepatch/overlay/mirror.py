@@ -30,7 +30,7 @@ from elivepatch.overlay.findings import Findings
 from elivepatch.overlay.lint import usable_overlay
 from elivepatch.overlay.model import Overlay
 from elivepatch.overlay.repository import GitFiles
-from elivepatch.overlay.signatures import PinnedKeys, require_signed
+from elivepatch.overlay.signatures import PinnedKeys, SignatureRejectedError, require_signed
 from elivepatch.process import Completed, Guard, ProgramError
 
 #: An overlay may be local too: where it lies belongs to whoever configures the host.
@@ -144,7 +144,11 @@ class Mirror:
                 found = self._fetched(git, name)
                 commit, tag = self._commit(git, found, name)
                 what = f"{'The tag' if tag else 'The head'} {found[:12]} of the overlay {name}"
-                signer = require_signed(git, found, tag=tag, keys=self.keys, what=what) if self.keys else None
+                signer = None
+                if self.keys:
+                    signer = require_signed(git, found, tag=tag, keys=self.keys, what=what)
+                    if tag:
+                        self._check_tag_name(git, found, what)
                 if before is not None and not allow_rewind:
                     self._check_follows(git, before.commit, commit, name)
                 overlay = usable_overlay(GitFiles(self.repository, commit, findings), name, findings)
@@ -232,6 +236,12 @@ class Mirror:
                 f"{self.ref} of the overlay {name} names no commit.", hint="Name a branch or a tag."
             )
         return commit, kind == "tag"
+
+    def _check_tag_name(self, git: Git, tag: str, what: str) -> None:
+        """The name is part of what was signed: another tag of the same hand must not be given in its place."""
+        head = git("cat-file", "tag", tag).stdout.partition("\n\n")[0].splitlines()
+        if f"tag {self.ref.removeprefix('refs/tags/')}" not in head:
+            raise SignatureRejectedError(f"{what} is refused: it was signed under another name than {self.ref}.")
 
     def _check_follows(self, git: Git, before: str, after: str, name: str) -> None:
         if git("merge-base", "--is-ancestor", before, after, check=False).returncode != 0:

@@ -24,6 +24,7 @@ _PATCH_LINE = re.compile(r"\s*-\s+patch_id\s*:\s*(\S{1,40})\s*")
 _FIELD_LINE = re.compile(r"\s+([A-Za-z_]{1,40})\s*:\s*(.*?)\s*")
 _FIELDS = ("cve_id", "commit_id", "repository", "path", "comment", "license", "licence")
 _HINT = "Say it in schema 1 (docs/overlays.md)."
+_OUTSIDE = "Put the patch below patches/ of the overlay and name it there."
 
 
 def is_old(text: str) -> bool:
@@ -49,6 +50,10 @@ class _Reader:
 
     def overlay(self, text: str) -> Overlay:
         for patch in self._patches(text.splitlines()):
+            path, line = patch.fields.get("path", ("", 0))
+            if path.startswith("/"):
+                self._warn(line, f"{shown(path)} is a file of its author's machine: this patch is left out.", _OUTSIDE)
+                continue
             entry = self._entry(patch)
             if entry.id in self._entries:
                 message = f"A second patch_id {patch.number} for {patch.kernel}: read as {entry.id}-{patch.line}."
@@ -130,8 +135,7 @@ class _Reader:
         text, line = patch.fields["path"]
         path = text.removeprefix("./").removeprefix("patches/")
         if not PATH.fullmatch(path):
-            hint = "Put the patch below patches/ of the overlay and name it there."
-            self._findings.add("patch-path", line, f"{shown(text)} is no file of the overlay.", hint)
+            self._findings.add("patch-path", line, f"{shown(text)} is no file of the overlay.", _OUTSIDE)
             return None
         if path != text:
             self._warn(line, f"Read as the file {path} below patches/.")
