@@ -170,6 +170,24 @@ def test_settings_that_cannot_be_used(rig: HostRig, text: str) -> None:
     assert "'overlays'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "where", ["elivepatch.overlay.mirror.Mirror.state", "elivepatch.client.overlays.require_trusted"]
+)
+def test_who_may_not_read_them_is_told_so(
+    rig: HostRig, team: Repository, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    rig.overlay("sync")
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(where, forbidden)
+    done = rig.overlay("list")
+    assert done.exit_code == 4
+    assert "may not be read" in done.stderr
+    assert team.path.exists()
+
+
 # -- apply
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from elivepatch.overlay import schema
 from elivepatch.overlay.findings import Findings
 from elivepatch.overlay.json_schema import json_schema
 from elivepatch.overlay.lint import parse_description
+from elivepatch.process import run
 from overlay_support import COMMIT, DESCRIPTION
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -87,3 +89,8 @@ def test_what_is_wrong_is_wrong_to_both(old: str, new: str) -> None:
     parse_description(text.encode(), findings)
     assert findings.errors
     assert not jsonschema_rs.is_valid(json_schema(), data(text))
+
+
+def test_other_commands_do_not_wait_for_yaml_to_be_read_in() -> None:
+    code = "import sys, elivepatch.client.cli; print(sorted({'yaml', 'tree_sitter', 'sqlalchemy'} & set(sys.modules)))"
+    assert run([sys.executable, "-c", code], timeout=60).stdout.strip() == "[]"

@@ -98,14 +98,17 @@ class Overlays:
         return [self._directory(Path(name))]
 
     def _mirrored(self, name: str) -> OpenOverlay:
-        mirror = self._mirror(name, self.settings.overlays[name])
         findings = Findings()
         try:
+            mirror = self._mirror(name, self.settings.overlays[name])
             overlay, files = mirror.read(name, findings)
+            state = mirror.state()
         except PermissionError as error:
-            raise HostError(f"{mirror.directory} may not be read.", hint="Run this as root.") from error
+            raise HostError(
+                f"The overlays below {self._state.path} may not be read.", hint="Run this as root, or name a directory."
+            ) from error
         self._warn(name, findings)
-        return OpenOverlay(name, overlay, files, mirror.state())
+        return OpenOverlay(name, overlay, files, state)
 
     def _directory(self, path: Path) -> OpenOverlay:
         if not path.is_dir():
@@ -159,6 +162,7 @@ class Overlays:
 
     def _sync(self, name: str, *, allow_rewind: bool) -> Synced:
         settings = self.settings.overlays[name]
+        self._state.prepare()
         mirror = self._mirror(name, settings)
         if not mirror.keys and not settings.url.startswith("file:"):
             self.output.warn(f"the overlay {name} is taken unsigned: whoever can change it says what is patched here.")

@@ -100,7 +100,10 @@ class Mirror:
         return self.directory / "repository.git"
 
     def state(self) -> MirrorState | None:
-        """What is in force; None where nothing is, or was checked with other keys than those that are pinned now."""
+        """What is in force; None where nothing is, or was checked with other keys than those that are pinned now.
+
+        Raises PermissionError where it may not be read.
+        """
         found = self._stored()
         return found if found is not None and found.keys == self.keys.digest() else None
 
@@ -109,6 +112,8 @@ class Mirror:
         try:
             with (self.directory / "state.json").open("rb") as stream:
                 found = MirrorState(**json.loads(stream.read(64 * 1024)))
+        except PermissionError:
+            raise
         except (OSError, ValueError, TypeError):
             return None
         usable = found.url == self.url and found.ref == self.ref and OBJECT.fullmatch(str(found.commit))

@@ -54,7 +54,3 @@ class Overlay:
     schema: int
     title: str | None
     entries: tuple[Entry, ...]
-
-    def entry(self, name: str) -> Entry | None:
-        """An entry by its id."""
-        return next((entry for entry in self.entries if entry.id == name), None)

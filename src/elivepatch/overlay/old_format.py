@@ -56,7 +56,9 @@ class _Reader:
                 continue
             entry = self._entry(patch)
             if entry.id in self._entries:
-                message = f"A second patch_id {patch.number} for {patch.kernel}: read as {entry.id}-{patch.line}."
+                message = (
+                    f"A second patch_id {shown(patch.number)} for {patch.kernel}: read as {entry.id}-{patch.line}."
+                )
                 self._warn(patch.line, message, "Give each patch of a kernel a number of its own.")
                 entry = replace(entry, id=f"{entry.id}-{patch.line}")
             self._entries[entry.id] = entry
