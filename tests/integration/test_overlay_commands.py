@@ -265,6 +265,17 @@ def test_nothing_for_this_kernel_is_said_and_nothing_sent(rig: HostRig, tmp_path
     assert rig.server.seen == []
 
 
+def test_it_is_for_the_running_kernel_whatever_the_settings_name(
+    rig: HostRig, team: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.overlay("sync")
+    monkeypatch.setenv("ELIVEPATCH_KERNEL_VERSION", "5.10.1")
+    done = rig.overlay("apply")
+    assert done.exit_code == 0, done.output
+    assert json.loads(rig.server.seen[0].parts()[0][2])["kernel"] == RELEASE
+    assert team.path.exists()
+
+
 def test_what_is_left_out_is_told(rig: HostRig, tmp_path: Path) -> None:
     text = LOCAL.replace("after: [first]", "requires: [old]") + "- id: old\n  kernels: 5.10.*\n  patch: third.patch\n"
     done = rig.overlay("apply", make_overlay(tmp_path / "o", text))

@@ -85,7 +85,9 @@ class Applying:
         )
         kind = DryRun if self.wish.dry_run else RequestRun
         overlays = self.overlays
-        return kind(wish, overlays.settings, overlays.host, overlays.output, self.warnings).run()
+        # what was chosen is for the running kernel, whatever kernel the settings name for other requests
+        settings = overlays.settings.model_copy(update={"kernel_version": None})
+        return kind(wish, settings, overlays.host, overlays.output, self.warnings).run()
 
     def _chosen(self, one: OpenOverlay, kernel: KernelIdentity) -> tuple[Entry, ...]:
         selection = select(one.overlay, kernel)
