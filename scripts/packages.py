@@ -76,10 +76,12 @@ class Part:
 
 #: Rich colours source code and Markdown with these, and the client shows neither.
 _RICH = ("pygments", "pygments-*.dist-info", "markdown_it", "markdown_it_py-*.dist-info", "mdurl", "mdurl-*.dist-info")
+#: PyYAML's binding to a copy of libyaml: overlays are read with its parser in Python.
+_YAML = ("_yaml", "yaml/_yaml*.so")
 _SERVER_ROOMS = tuple(f"elivepatch/{room}" for room in ("build", "server", "sources", "toolchains", "vm"))
 PARTS = (
-    Part("client", "elivepatch", "", surplus=_RICH + _SERVER_ROOMS),
-    Part("server", "elivepatch-server", "[server]"),
+    Part("client", "elivepatch", "", surplus=_RICH + _YAML + _SERVER_ROOMS),
+    Part("server", "elivepatch-server", "[server]", surplus=_YAML),
 )
 
 

@@ -7,7 +7,7 @@ began=$(date +%s)
 say() { printf '[setup %3d s] %s\n' "$(($(date +%s) - began))" "$*"; }
 
 packages="python3 python3-venv ca-certificates apt dpkg git make util-linux xz-utils e2fsprogs kmod patch binutils cpio
-  bubblewrap mmdebstrap uidmap debian-archive-keyring qemu-system-x86 bzip2 zstd gpgv gnupg debuginfod openssl
+  bubblewrap mmdebstrap uidmap debian-archive-keyring qemu-system-x86 bzip2 zstd gpgv gnupg openssh-client debuginfod openssl
   groff-base zsh fish"
 missing=""
 for package in $packages; do

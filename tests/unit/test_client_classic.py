@@ -279,7 +279,7 @@ ORDER: dict[str, tuple[tuple[str, object], tuple[str, object], tuple[list[str], 
 
 
 def test_the_order_of_every_setting_is_tried() -> None:
-    assert set(ORDER) | {"cve", "clear"} == set(Settings.model_fields)
+    assert set(ORDER) | {"cve", "clear", "overlays"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", ORDER)

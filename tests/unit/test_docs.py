@@ -13,7 +13,8 @@ import elivepatch.client.cli
 import elivepatch.server.cli
 from elivepatch.errors import error_classes
 
-for _module in ("elivepatch.server.app", "elivepatch.vm.boot_test"):  # they bring their errors into the tree
+# they bring their errors into the tree
+for _module in ("elivepatch.server.app", "elivepatch.vm.boot_test", "elivepatch.overlay.mirror"):
     importlib.import_module(_module)
 
 ROOT = Path(__file__).parents[2]

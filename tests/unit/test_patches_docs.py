@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/patches.md").read_text(encoding="utf-8")
 RULE = re.compile(r"[a-z]+(?:-[a-z]+)*")
 #: The functions that make a finding or an error; the first of their arguments that looks like a rule is one.
-MAKERS = {"_fail", "refuse", "_refuse", "_finding", "_too_large", "NameProblem", "Diagnosis"}
+MAKERS = {"_fail", "refuse", "_refuse", "_finding", "finding", "_too_large", "NameProblem", "Diagnosis"}
 
 
 def rules_of(source: str) -> set[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from elivepatch import git
 from elivepatch.errors import (
     DownloadFailedError,
     InputTooLargeError,
@@ -21,7 +22,6 @@ from elivepatch.errors import (
     SourceRejectedError,
 )
 from elivepatch.progress import Progress
-from elivepatch.sources import git as module
 from elivepatch.sources.git import GitRepository
 from elivepatch.sources.trees import SourceTree
 
@@ -191,7 +191,7 @@ def test_a_server_that_gives_away_only_what_it_names(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In git's older protocol a server gives away the ends of branches and tags only."""
-    monkeypatch.setitem(module._OPTIONS, "protocol.version", "0")
+    monkeypatch.setitem(git._OPTIONS, "protocol.version", "0")
     source = repository.source()
     inside = repository.commit(3)
     tree = source.tree("main", Progress())

@@ -23,9 +23,11 @@ from elivepatch.client.host_commands import COMMANDS
 from elivepatch.client.image import write_image
 from elivepatch.client.inputs import Wish
 from elivepatch.client.output import Output
+from elivepatch.client.overlay_commands import overlay_command
+from elivepatch.client.overlay_host_commands import OVERLAY_COMMANDS
 from elivepatch.client.request import RequestRun
 from elivepatch.client.state import StateDirectory, check_output, write_whole
-from elivepatch.client.summary import summary
+from elivepatch.client.summary import tell
 from elivepatch.errors import InvalidInputError
 from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
@@ -185,13 +187,7 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
             flags["force"],
         )
         kind = DryRun if flags["dry_run"] else RequestRun
-        outcome = kind(wish, settings, host, output, warnings).run()
-        output.data(outcome.dump())
-        report = outcome.build.report if outcome.build else None
-        if outcome.error:
-            output.failure(outcome.error.message, outcome.error.hint, report.diagnosis if report else ())
-            sys.exit(outcome.exit_status)
-        output.result(summary(outcome))
+        tell(kind(wish, settings, host, output, warnings).run(), output)
 
 
 def _refuse_stray_flags(context: click.Context, flags: dict[str, Any]) -> None:
@@ -263,6 +259,9 @@ for _command in COMMANDS:
 
 
 cli.add_command(cve_group)
+for _command in OVERLAY_COMMANDS:
+    overlay_command.add_command(_command)
+cli.add_command(overlay_command)
 cli.add_command(completion_command)
 
 

@@ -85,7 +85,7 @@ class CveRun:
                 hint="Leave -a out; elivepatch-server cve scan --kernel looks up any kernel.",
             )
         cleared = state.path / _CLEARED
-        closed = scanning.plan.cves if not cleared.exists() else ()
+        closed = tuple(dict.fromkeys(scanning.plan.cves)) if not cleared.exists() else ()
         plan = self._ask(scanning, kernel, state, closed)
         self.show(plan)
         ended = self._go_on(plan, kernel, closed)
@@ -168,7 +168,11 @@ class CveRun:
             return ended.model_copy(update={"status": "declined"})
         files = tuple(InputFile(patch.name, patch.text.encode()) for patch in plan.patches)
         wish = Wish(
-            self.choice.patches, accept_warnings=self.choice.accept_warnings, force=self.choice.force, more=files
+            self.choice.patches,
+            accept_warnings=self.choice.accept_warnings,
+            force=self.choice.force,
+            given=files,
+            cves=tuple(works),
         )
         outcome = RequestRun(wish, self.settings, self.host, self.output, self.warnings).run()
         done = outcome.status in {"loaded", "present", "stored"}

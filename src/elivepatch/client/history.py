@@ -185,6 +185,8 @@ def _entry_lines(entry: Entry) -> Iterator[str]:
         yield f"    patch {patch.name}, SHA-256 {patch.sha256}"
     if entry.cves:
         yield f"    for {', '.join(entry.cves)}"
+    if entry.overlays:
+        yield f"    of {', '.join(entry.overlays)}"
     for function in entry.changed:
         yield f"    {function.object}: {function.function} ({function.kind})"
     for step in entry.steps:

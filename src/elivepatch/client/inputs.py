@@ -34,7 +34,11 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks for, beside the settings. ``more`` are patches that come from elsewhere than files."""
+    """What the command line asks for, beside the settings.
+
+    ``given`` are patches that have been read already, behind those of ``patches``, and ``script`` is a check script
+    likewise; ``cves`` are what they close beside those that they name, ``overlays`` where they come from.
+    """
 
     patches: tuple[Path, ...]
     output: Path | None = None
@@ -42,7 +46,10 @@ class Wish:
     accept_warnings: bool = False
     drop_earlier: bool = False
     force: bool = False
-    more: tuple[InputFile, ...] = ()
+    given: tuple[InputFile, ...] = ()
+    script: InputFile | None = None
+    cves: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

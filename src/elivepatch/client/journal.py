@@ -100,7 +100,8 @@ class Entry(_Model):
     proof: str | None = None
     verified: bool | None = None
     changed: tuple[ChangedFunction, ...] = ()
-    cves: tuple[str, ...] = Field(default=(), description="those that the patches name")
+    cves: tuple[str, ...] = Field(default=(), description="those that the patches, or their overlays, name")
+    overlays: tuple[str, ...] = Field(default=(), description="those that patches came from")
     forced: bool = Field(default=False, description="whether the transition was ended by force")
     survived: bool = False
     stopped: float | None = None

@@ -74,13 +74,14 @@ class Outcome(Model):
     """How a request ended.
 
     ``status``: loaded; present (the kernel held it already); stored (not to be loaded); dry-run (nothing was done);
-    refused, failed or cancelled (so the build ended); error (the client could not go on). ``taint`` holds the letters
-    that came with the load and that a livepatch does not explain. ``transition_seconds`` is seconds; ``forced`` says
-    that the transition was ended by force. ``patches`` are those that the module contains, in order; ``replaced`` are
-    the livepatches that it took the place of, ``dropped`` those of them whose effects it does not bring along.
+    nothing (no overlay has anything for this kernel); refused, failed or cancelled (so the build ended); error (the
+    client could not go on). ``taint`` holds the letters that came with the load and that a livepatch does not explain.
+    ``transition_seconds`` is seconds; ``forced`` says that the transition was ended by force. ``patches`` are those
+    that the module contains, in order; ``replaced`` are the livepatches that it took the place of, ``dropped`` those
+    of them whose effects it does not bring along.
     """
 
-    status: Literal["loaded", "present", "stored", "dry-run", "refused", "failed", "cancelled", "error"]
+    status: Literal["loaded", "present", "stored", "dry-run", "nothing", "refused", "failed", "cancelled", "error"]
     exit_status: int
     kernel: str | None = None
     build: Build | None = None

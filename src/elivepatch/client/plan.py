@@ -81,7 +81,9 @@ class Plan:
     replaces: tuple[str, ...] = ()
     dropped: tuple[DroppedLivepatch, ...] = ()
     present: Active | None = None
+    #: What the livepatches in force close, and the overlays that their patches came from, as far as they go on.
     cves: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[InputFile, ...]:
@@ -168,7 +170,8 @@ def make_plan(named: Sequence[InputFile], kernel: RunningKernel, state: StateDir
         already=already,
         replaces=replaces,
         present=present,
-        cves=tuple(dict.fromkeys(cve for one in active for cve in one.entry.cves)),
+        cves=tuple(cve for one in active for cve in one.entry.cves),
+        overlays=tuple(name for one in active for name in one.entry.overlays),
     )
 
 

@@ -111,7 +111,7 @@ class RequestRun:
         state = StateDirectory(self.settings.state_dir, self.host.user)
         if load and settle and state.path.exists():
             kernel = self._settled(state, kernel)
-        named = (*read_patches(self.wish.patches), *self.wish.more)
+        named = (*read_patches(self.wish.patches), *self.wish.given)
         self.plan = (
             make_plan(named, kernel, state, drop=self.wish.drop_earlier)
             if running
@@ -188,11 +188,12 @@ class RequestRun:
         if self.settings.base_patches and not base:
             self.output.line(f"base patches: none in {', '.join(str(path) for path in self.settings.base_patches)}")
         check = self.wish.check
+        script = read_file(check, "check script", limits.CHECK_BYTES) if check else self.wish.script
         return Inputs(
             patches=self.plan.files,
             base_patches=tuple(patch.file for patch in base),
             config=InputFile("config", found.data) if found else None,
-            check=read_file(check, "check script", limits.CHECK_BYTES) if check else None,
+            check=script,
         )
 
     def request(self, target: str, kernel: RunningKernel | None) -> BuildRequest:
@@ -236,7 +237,8 @@ class RequestRun:
             base_patches=tuple(Input(name=file.name, sha256=file.sha256) for file in inputs.base_patches),
             source=self.settings.kernel_source if target == kernel.release else None,
             replaces=self.plan.replaces,
-            cves=named_cves(self.plan.files),
+            cves=tuple(sorted({*named_cves(self.plan.files), *self.wish.cves, *self.plan.cves})),
+            overlays=tuple(sorted({*self.wish.overlays, *self.plan.overlays})),
         )
         self.record = Journal(state).begin(entry)
 

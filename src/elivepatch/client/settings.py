@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from elivepatch.client.address import check_url
 from elivepatch.client.classic import is_defaults, read_defaults
@@ -21,12 +21,26 @@ CONFIG_FILE = Path("/etc/elivepatch/client.toml")
 DEFAULT_URL = "http://127.0.0.1:5000"
 _FILE_BYTES = 64 * 1024
 _PREFIX = "ELIVEPATCH_"
+#: Tables have no form that fits in a variable.
+_FILE_ONLY = {"overlays"}
 
+OverlayName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
+
+
+class OverlaySettings(BaseModel):
+    """An overlay that this host uses. Where files of keys are named it must be signed by one of these keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(description="where it is: https://, ssh://, git:// or file:///")
+    branch: str = Field(default="main", description="a branch, or a full name such as refs/tags/stable")
+    keys: Path | None = Field(default=None, description="OpenPGP keys that may sign; checked where set")
+    allowed_signers: Path | None = Field(default=None, description="ssh keys that may sign; checked where set")
 
 
 class Settings(BaseModel):
@@ -62,6 +76,9 @@ class Settings(BaseModel):
     build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
     state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
     ca_certificate: Path | None = Field(default=None, description="certificates to trust in place of the host's")
+    overlays: dict[OverlayName, OverlaySettings] = Field(
+        default_factory=dict[str, OverlaySettings], description="overlays by name: tables with url, branch, keys"
+    )
     debug: bool = Field(default=False, description="whether the output of the build is shown")
     log_output: Path | None = Field(default=None, description="file that all that is told is written to as well")
     cve: bool = Field(default=False, description="CVE mode: not part of this version")
@@ -106,7 +123,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     return {
         key: environment[_PREFIX + key.upper()]
         for key in Settings.model_fields
-        if environment.get(_PREFIX + key.upper())
+        if key not in _FILE_ONLY and environment.get(_PREFIX + key.upper())
     }
 
 

@@ -35,8 +35,9 @@ class LivepatchState(Model):
     """A livepatch that the kernel holds. ``since`` is seconds since the epoch; what the journal knows may be absent.
 
     ``patches`` are all that it contains, ``replaced`` the earlier livepatches that it took the place of, ``cves`` those
-    that the patches name. ``forced`` says that its transition was ended by force, ``survived`` that the host ran on for
-    long enough after the load (setting crash_guard).
+    that the patches or their overlays name, ``overlays`` those that patches came from. ``forced`` says that its
+    transition was ended by force, ``survived`` that the host ran on for long enough after the load (setting
+    crash_guard).
     """
 
     name: str
@@ -48,6 +49,7 @@ class LivepatchState(Model):
     replaced: tuple[str, ...] = ()
     base_patches: tuple[str, ...] = ()
     cves: tuple[str, ...] = ()
+    overlays: tuple[str, ...] = ()
     proof: str | None = None
     verified: bool | None = None
     forced: bool | None = None
@@ -173,6 +175,7 @@ def joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
             "replaced": entry.replaces,
             "base_patches": tuple(file.name for file in entry.base_patches),
             "cves": entry.cves,
+            "overlays": entry.overlays,
             "forced": entry.forced or None,
             "survived": entry.survived or None,
             "proof": entry.proof,
@@ -240,6 +243,8 @@ def status_lines(status: HostStatus) -> Iterator[str]:
         if patch.patches:
             base = f", on top of {', '.join(patch.base_patches)}" if patch.base_patches else ""
             yield f"  from {', '.join(patch.patches)}{base}"
+        if patch.overlays:
+            yield f"  of the overlay{'s' if len(patch.overlays) > 1 else ''} {', '.join(patch.overlays)}"
         if patch.replaced:
             yield f"  replaced {', '.join(patch.replaced)}"
         if patch.cves:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a request or a load ended, on one line."""
+"""How a request or a load ended, on one line, or with the reason why it did not come to that."""
 
 from __future__ import annotations
 
+import sys
+
 from elivepatch.client.outcome import Outcome
+from elivepatch.client.output import Output
 
 
 def summary(outcome: Outcome) -> str:
@@ -24,6 +27,18 @@ def summary(outcome: Outcome) -> str:
         return f"{name} is loaded, its transition took {outcome.transition_seconds:.1f} s{where}{more}"
     if outcome.status == "dry-run":
         return "dry run: nothing was sent, and nothing was changed"
+    if outcome.status == "nothing":
+        return f"no overlay has anything for {outcome.kernel}"
     if outcome.status == "present":
         return f"{name} is already loaded{where}"
     return f"{name} for {outcome.kernel} is fetched and checked, not loaded{where}"
+
+
+def tell(outcome: Outcome, output: Output) -> None:
+    """Print how a request ended; ends the program with its exit status where that is not 0."""
+    output.data(outcome.dump())
+    report = outcome.build.report if outcome.build else None
+    if outcome.error:
+        output.failure(outcome.error.message, outcome.error.hint, report.diagnosis if report else ())
+        sys.exit(outcome.exit_status)
+    output.result(summary(outcome))

@@ -20,7 +20,7 @@ from elivepatch.kernel.running import livepatches
 from elivepatch.protocol.models import Model
 
 #: What the client puts into its directory; whatever else lies there is not its own.
-_OURS = ("journal", "modules", "patches", "image.json", "lock")
+_OURS = ("journal", "modules", "patches", "overlays", "commits", "image.json", "lock")
 
 
 class Uninstalled(Model):

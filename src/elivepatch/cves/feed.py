@@ -7,12 +7,17 @@ for: an index that has the stamps reads what is new and nothing else.
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import hashlib
+import lzma
 import os
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +29,8 @@ from elivepatch.sources.history import GitHistory
 
 #: The published entries: ``cve/published/2026/CVE-2026-46300.dyad``. Rejected ones lie elsewhere.
 _ENTRY = re.compile(r"(?:^|/)cve/published/\d{4}/(CVE-\d{4}-\d{4,19})\.(dyad|json)$", re.ASCII)
+#: Packed archives by how they begin.
+_PACKED = {b"\xfd7zXZ": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 #: Bytes of one file, and how many entries: ten times what there is.
 FILE_BYTES = 4 * 1024 * 1024
 _ENTRIES = 500_000
@@ -200,20 +207,23 @@ class ArchiveFeed:
                 if stream is not None:
                     yield name, kind, stream.read(FILE_BYTES)
 
-    def _open(self) -> tarfile.TarFile:
+    @contextlib.contextmanager
+    def _open(self) -> Generator[tarfile.TarFile]:
+        # tarfile's own unpacking of a stream takes an archive that was cut off for one that ends there
+        with self.path.open("rb") as stream:
+            magic = stream.read(6)
+        unpack = next((opener for start, opener in _PACKED.items() if magic.startswith(start)), open)
         try:
-            return tarfile.open(self.path, "r|*")
-        except (OSError, tarfile.TarError) as error:
+            with unpack(self.path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                yield archive
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
             raise UnavailableError(f"The feed {self.path} cannot be read: {error}", hint=_HINT) from error
 
     def _members(self, archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-        try:
-            for member in archive:
-                match = _ENTRY.search(member.name) if member.isreg() else None
-                if match is not None:
-                    yield member, match[1], match[2]
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise UnavailableError(f"The feed {self.path} ends early or is damaged: {error}", hint=_HINT) from error
+        for member in archive:
+            match = _ENTRY.search(member.name) if member.isreg() else None
+            if match is not None:
+                yield member, match[1], match[2]
 
 
 @dataclass(frozen=True)

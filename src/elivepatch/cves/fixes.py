@@ -28,6 +28,8 @@ _SUBJECT = re.compile(rb"^Subject: (.+(?:\n[ \t].+)*)", re.MULTILINE)
 _TAG = re.compile(r"^\[[^]]*\] *")
 #: What no kernel is made from: a fix that also changes it is a fix without it.
 _BESIDE = ("Documentation/", "tools/", "samples/", "LICENSES/", "scripts/", "MAINTAINERS")
+#: What kernel/bpf is made from all the same.
+_USED = ("tools/lib/bpf/relo_core.",)
 #: Commits of the same files that may lie between a kernel and a fix; more than that is a rewrite.
 _BEFORE = 200
 
@@ -193,7 +195,7 @@ def make_fix(commit: str, subject: str, data: bytes) -> Fix:
     if start is None:
         raise NothingToPatchError(f"The commit {commit[:12]} changes no file.")
     patch = parse_patch(commit[:12], data[start.start() :])
-    kept = [file for file in patch.files if not file.path.startswith(_BESIDE)]
+    kept = [file for file in patch.files if not file.path.startswith(_BESIDE) or file.path.startswith(_USED)]
     kept = [file for file in kept if not (file.path.startswith("arch/") and not file.path.startswith("arch/x86/"))]
     if not kept:
         raise NothingToPatchError(f"The commit {commit[:12]} changes nothing that a kernel is made from.")

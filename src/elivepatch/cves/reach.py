@@ -72,7 +72,8 @@ class Contents:
         return self._known[file]
 
     def _place(self, file: str) -> FilePlace:
-        if file.startswith(_BESIDE):
+        known = file in self._index.units or file in self._index.scanned
+        if file.startswith(_BESIDE) and not known:  # the kernel includes a few files of tools/
             return FilePlace(file, "beside", why="not a part of a kernel")
         if file in self._files:
             return self._in_tree(file, file)

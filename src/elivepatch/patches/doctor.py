@@ -16,6 +16,8 @@ from typing import Literal
 
 from elivepatch.errors import CannotLivepatchError, Diagnosis, NothingToPatchError
 from elivepatch.patches.apply import Applied
+from elivepatch.patches.by_name import finding as _finding
+from elivepatch.patches.by_name import findings_by_name
 from elivepatch.patches.csource import CSource, Item, ItemKind, code_of, read_source
 from elivepatch.patches.parser import DOC
 
@@ -27,12 +29,7 @@ _EXIT = re.compile(rb"\b__(?:\w+_)?exit\b")
 _MAYBE_INIT = re.compile(
     rb"\b(?:__(?:net|mem|cpu|dev|ref)_?(?:init|exit)|__init_or_module|__init_or_\w+|__ref|__head)\b"
 )
-_DOCUMENTATION_NAMES = frozenset(
-    ("MAINTAINERS", "CREDITS", "COPYING", "CHANGES", ".mailmap", ".gitignore", ".gitattributes", ".editorconfig")
-)
-_DOCUMENTATION_SUFFIXES = frozenset((".rst", ".txt", ".md"))
 _C = frozenset((".c", ".h"))
-Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,11 @@ def examine(changes: Sequence[SourceChange]) -> Examination:
     functions: list[TouchedFunction] = []
     findings: list[Diagnosis] = []
     for change in changes:
-        if _is_documentation(change.path) or not _differs(change):
+        by_name = findings_by_name(change.path)
+        if by_name is None or not _differs(change):
             continue
         code = True
-        findings += _file_findings(change)
+        findings += by_name
         if PurePosixPath(change.path).suffix in _C:
             old, new = read_source(change.original or b""), read_source(change.patched or b"")
             touched = [*_functions(change.path, old, new)]
@@ -118,16 +116,6 @@ def require_possible(examination: Examination, more_findings: Sequence[Diagnosis
         raise CannotLivepatchError(f"{errors[0].message}{more}", hint=errors[0].hint, diagnosis=findings)
 
 
-def _is_documentation(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return (
-        pure.parts[0] in ("Documentation", "LICENSES")
-        or pure.name in _DOCUMENTATION_NAMES
-        or pure.name.startswith("README")
-        or pure.suffix in _DOCUMENTATION_SUFFIXES
-    )
-
-
 def _differs(change: SourceChange) -> bool:
     """Whether more than comments and white space has changed, where the file's kind says what a comment is."""
     if change.original is None or change.patched is None:
@@ -135,41 +123,6 @@ def _differs(change: SourceChange) -> bool:
     if PurePosixPath(change.path).suffix in _C:
         return code_of(change.original) != code_of(change.patched)
     return change.original != change.patched
-
-
-def _file_findings(change: SourceChange) -> Iterator[Diagnosis]:
-    """What the name of a file says already."""
-    pure, path = PurePosixPath(change.path), change.path
-    if pure.suffix == ".S":
-        yield _finding(
-            "assembly",
-            f"{path} is assembly: only functions that the C compiler makes can be replaced in a running kernel.",
-            path,
-            hint="Leave it out if the rest of the change works without it; otherwise this needs a reboot.",
-        )
-    elif pure.name in ("Makefile", "Kbuild") or pure.name.startswith(("Kconfig", "Makefile.", "Kbuild.")):
-        yield _finding(
-            "build-file",
-            f"{path} belongs to the build system: a livepatch keeps the configuration and the objects of its kernel.",
-            path,
-            severity="warning",
-            hint="Leave it out, unless it says what a new source file of the patch is a part of.",
-        )
-    elif pure.suffix == ".h":
-        yield _finding(
-            "header-change",
-            f"{path} is a header: the functions of every file that includes it may change.",
-            path,
-            severity="note",
-        )
-    elif pure.suffix != ".c":
-        yield _finding(
-            "other-file",
-            f"{path} is no C source: elivepatch does not know what it becomes in the kernel.",
-            path,
-            severity="warning",
-            hint="Leave it out if the change works without it.",
-        )
 
 
 def _pairs(kind: ItemKind, old: CSource, new: CSource) -> Iterator[tuple[Item | None, Item | None]]:
@@ -333,26 +286,4 @@ def _unclear(path: str) -> Diagnosis:
         f"The change in {path} is in no function, data or type that could be made out; the compiler decides.",
         path,
         severity="note",
-    )
-
-
-def _finding(
-    rule: str,
-    message: str,
-    path: str,
-    line: int | None = None,
-    *,
-    function: str | None = None,
-    severity: Severity = "error",
-    hint: str | None = None,
-) -> Diagnosis:
-    return Diagnosis(
-        rule=rule,
-        message=message,
-        severity=severity,
-        file=path,
-        line=line,
-        function=function,
-        hint=hint,
-        doc=f"{DOC}#{rule}",
     )

@@ -26,41 +26,17 @@ from elivepatch.errors import (
     KernelUnavailableError,
     SourceRejectedError,
 )
-from elivepatch.process import Completed, Guard, ProgramError, run
+from elivepatch.git import FETCH_OPTIONS, OBJECT, Git, asks_who_we_are, is_forbidden_transport, said_last
+from elivepatch.process import Completed, Guard, ProgramError
 from elivepatch.progress import Progress
 from elivepatch.sources.archives import settle
 from elivepatch.sources.download import RESERVE_BYTES
 from elivepatch.sources.reference import check_git
 from elivepatch.sources.trees import SourceTree
 
-_OBJECT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", re.ASCII)
 _GB = 1024**3
 #: More than any kernel tree holds.
 _FILES = 400_000
-#: Overrides what a tree's .gitattributes says: files come out as they are stored.
-_ATTRIBUTES = "* -text -eol -ident -filter -working-tree-encoding -export-ignore -export-subst\n"
-_OPTIONS = {
-    "core.hooksPath": "/dev/null",
-    "core.fsmonitor": "false",
-    "core.symlinks": "true",
-    "core.autocrlf": "false",
-    "gc.auto": "0",
-    "maintenance.auto": "false",
-    "fetch.recurseSubmodules": "false",
-    "submodule.recurse": "false",
-    "transfer.bundleURI": "false",
-    "protocol.version": "2",
-    "http.lowSpeedLimit": "1000",
-    "http.lowSpeedTime": "120",
-}
-#: These need no mirror, or make it.
-_WITHOUT_MIRROR = {"ls-remote", "init"}
-_SSH = "ssh -oBatchMode=yes -oStrictHostKeyChecking=yes -oConnectTimeout=20"
-_AUTHENTICATION = re.compile(
-    r"could not read Username|Authentication failed|Permission denied|terminal prompts disabled|Host key verification "
-    r"failed|returned error: 40[13]",
-    re.IGNORECASE,
-)
 _HINT_REF = "Name a branch, a tag, or the full id of a commit that the server gives away."
 
 
@@ -139,26 +115,15 @@ class GitRepository:
         stdin: bytes | None = None,
         stdout: Path | None = None,
     ) -> Completed:
-        options = [word for name, value in _OPTIONS.items() for word in ("-c", f"{name}={value}")]
-        environment = {
-            "GIT_CONFIG_GLOBAL": "/dev/null",  # that of the system stays: proxies and credentials of the operator
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "/bin/false",
-            "GIT_SSH_COMMAND": _SSH,
-            "GIT_ALLOW_PROTOCOL": ":".join(["https", "ssh", "git", *(["file"] if self.local else [])]),
-            "GIT_LFS_SKIP_SMUDGE": "1",
-            "GIT_NO_REPLACE_OBJECTS": "1",
-            **({"GIT_INDEX_FILE": str(index)} if index else {}),
-        }
-        where = [] if words[0] in _WITHOUT_MIRROR else [f"--git-dir={self.mirror}"]
-        argv = ["git", *options, *where, *place, *words]
-        return run(
-            argv,
-            cwd=Path("/"),
-            env=environment,
+        git = Git(self.mirror, ("https", "ssh", "git", *(["file"] if self.local else [])))
+        environment = {"GIT_INDEX_FILE": str(index)} if index else None
+        return git(
+            *words,
             check=check,
             guard=guard,
             timeout=timeout,
+            environment=environment,
+            place=place,
             stdin=stdin,
             stdout=stdout,
         )
@@ -171,14 +136,9 @@ class GitRepository:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (self.mirror / "elivepatch").exists():
                 shutil.rmtree(self.mirror, ignore_errors=True)  # of one that was killed while it made it
-                self._git("init", "--quiet", "--bare", "--template=", str(self.mirror))
-                (self.mirror / "info").mkdir(exist_ok=True)
-                (self.mirror / "info/attributes").write_text(_ATTRIBUTES)
+                Git(self.mirror).init()
                 (self.mirror / "elivepatch").write_text(f"{self.url}\n")
-            for left in self.mirror.glob("**/*.lock"):  # of a git that was killed: we hold the lock that counts
-                left.unlink(missing_ok=True)
-            for left in self.mirror.glob("objects/pack/tmp_*"):
-                left.unlink(missing_ok=True)
+            Git(self.mirror).remove_leftovers()  # we hold the lock that counts
             yield
 
     def _has(self, commit: str) -> bool:
@@ -198,10 +158,10 @@ class GitRepository:
             raise InvalidInputError(
                 f"{self.url}: paths of the server are not allowed.", hint="https://, ssh:// or git://"
             )
-        if self.whole and not (_OBJECT.fullmatch(ref) and self._has(ref)):
+        if self.whole and not (OBJECT.fullmatch(ref) and self._has(ref)):
             self._fetch_all(progress)
             return self._resolved(ref)
-        return ref if _OBJECT.fullmatch(ref) else self._ask(ref)
+        return ref if OBJECT.fullmatch(ref) else self._ask(ref)
 
     def _ask(self, ref: str) -> str:
         """The commit that a branch or tag of the server is now."""
@@ -213,7 +173,7 @@ class GitRepository:
         found = {name: commit for commit, _, name in (line.partition("\t") for line in done.stdout.splitlines())}
         for name in names:
             commit = found.get(f"{name}^{{}}") or found.get(name)
-            if commit and _OBJECT.fullmatch(commit):
+            if commit and OBJECT.fullmatch(commit):
                 return commit
         short = re.fullmatch(r"[0-9a-f]{7,63}", ref)
         hint = "A short id is only known where the whole repository is mirrored: name the full id." if short else None
@@ -225,7 +185,7 @@ class GitRepository:
                 return
             progress.step(f"fetching {commit[:12]} from {self.url}")
             done = self._bring("--depth=1", "--no-tags", self.url, f"+{commit}:{_keep(commit)}", progress=progress)
-            if done.returncode != 0 and not _OBJECT.fullmatch(ref):
+            if done.returncode != 0 and not OBJECT.fullmatch(ref):
                 # a server that gives no commits away by their id gives refs; one that has moved on meanwhile is told
                 names = [ref] if ref.startswith("refs/") else [f"refs/tags/{ref}", f"refs/heads/{ref}"]
                 for name in names:
@@ -255,13 +215,12 @@ class GitRepository:
         """The commit of a branch, tag or id in a whole mirror."""
         for name in (f"refs/tags/{ref}", f"refs/heads/{ref}", ref):
             done = self._git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", check=False)
-            if done.returncode == 0 and _OBJECT.fullmatch(done.stdout.strip()):
+            if done.returncode == 0 and OBJECT.fullmatch(done.stdout.strip()):
                 return done.stdout.strip()
         raise KernelUnavailableError(f"{self.url} has no branch, tag or commit '{ref}'.", hint=_HINT_REF)
 
     def _bring(self, *words: str, progress: Progress) -> Completed:
-        options = ["--quiet", "--no-auto-maintenance", "--no-write-fetch-head", "--no-recurse-submodules"]
-        return self._remote("fetch", *options, *words, guard=self._watch(progress), timeout=self.timeout)
+        return self._remote("fetch", *FETCH_OPTIONS, *words, guard=self._watch(progress), timeout=self.timeout)
 
     def _remote(self, *words: str, timeout: float, guard: Guard | None = None) -> Completed:
         try:
@@ -270,14 +229,14 @@ class GitRepository:
             raise DownloadFailedError(f"{self.url} took too long:\n{error.message}", hint="Try again later.") from error
 
     def _failed(self, done: Completed, what: str) -> DownloadFailedError | KernelUnavailableError:
-        said = "\n".join(done.stderr.replace("\r", "\n").splitlines()[-8:])
+        said = said_last(done)
         if re.search(r"not our ref|unadvertised object|couldn't find remote ref|no such remote ref", said):
             return KernelUnavailableError(f"{self.url} does not give {what} away:\n{said}", hint=_HINT_WHOLE)
-        if "transport" in said and "not allowed" in said:
+        if is_forbidden_transport(said):
             return DownloadFailedError(
                 f"{self.url}: this transport is not allowed.", hint="Use https://, ssh:// or git://"
             )
-        if _AUTHENTICATION.search(said):
+        if asks_who_we_are(said):
             return DownloadFailedError(
                 f"{self.url} asks who we are:\n{said}",
                 hint="Give the server's user an ssh key and the host's key, or /etc/gitconfig a credential helper.",

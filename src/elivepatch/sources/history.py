@@ -12,7 +12,6 @@ from pathlib import Path
 from elivepatch.errors import SourceRejectedError
 from elivepatch.sources.git import GitRepository
 
-_OBJECT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _TREE_LINE = re.compile(r"100(?:644|755) blob ([0-9a-f]{40})\t(.+)", re.ASCII | re.DOTALL)
 _HEADER = re.compile(rb"([0-9a-f]{40}) (?:(missing)|\w+ (\d+))\n", re.ASCII)
 #: Options of diff that the system's configuration could set otherwise: a patch is to be the same everywhere.

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``overlay apply``: all that overlays have for the running kernel, as one request, by the way of every request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elivepatch.client.dry_run import DryRun
+from elivepatch.client.inputs import InputFile, Wish
+from elivepatch.client.outcome import Outcome
+from elivepatch.client.overlays import OpenOverlay, Overlays, require_known
+from elivepatch.client.request import RequestRun
+from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.overlay.kernels import KernelIdentity
+from elivepatch.overlay.model import Entry
+from elivepatch.overlay.selection import Selection, select, with_required
+from elivepatch.protocol import limits
+
+_SCRIPT = """\
+#!/bin/sh
+# the check scripts of {names}, one after the other: each must succeed
+"""
+_ONE = """\
+cat >/tmp/elivepatch-check.{number} <<'{mark}'
+{text}{mark}
+chmod 700 /tmp/elivepatch-check.{number}
+{call}/tmp/elivepatch-check.{number} || exit 1
+"""
+
+
+@dataclass(frozen=True)
+class ApplyWish:
+    """What the command line asks for. ``only`` and ``skip`` are ids of entries."""
+
+    overlay: str | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    output: Path | None = None
+    accept_warnings: bool = False
+    drop_earlier: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Applying:
+    """One run of ``overlay apply``."""
+
+    wish: ApplyWish
+    overlays: Overlays
+    warnings: list[str] = field(default_factory=list[str])
+
+    def run(self) -> Outcome:
+        """Do it. Raises what a request raises, and NotFoundError for an id that nothing has."""
+        kernel = self.overlays.kernel(None, None, None)
+        opened = self.overlays.open(self.wish.overlay)
+        require_known(opened, (*self.wish.only, *self.wish.skip))
+        chosen = [(one, entry) for one in opened for entry in self._chosen(one, kernel)]
+        if not chosen:
+            return Outcome(status="nothing", exit_status=0, kernel=kernel.release, warnings=tuple(self.warnings))
+        files: dict[str, InputFile] = {}
+        with self.overlays.commits() as commits:
+            for one, entry in chosen:
+                file = one.patch(entry, commits)
+                files.setdefault(file.sha256, file)
+        if len(files) > limits.PATCHES:
+            raise InputTooLargeError(
+                f"{len(files)} patches are for this kernel; a livepatch has at most {limits.PATCHES}.",
+                hint="Choose some of them with --only or --skip.",
+            )
+        wish = Wish(
+            (),
+            self.wish.output,
+            None,
+            self.wish.accept_warnings,
+            self.wish.drop_earlier,
+            self.wish.force,
+            given=tuple(files.values()),
+            script=joined_check([(entry.id, script) for one, entry in chosen if (script := one.script(entry))]),
+            cves=tuple(sorted({cve for _, entry in chosen for cve in entry.cves})),
+            overlays=tuple(dict.fromkeys(one.name for one, _ in chosen)),
+        )
+        kind = DryRun if self.wish.dry_run else RequestRun
+        overlays = self.overlays
+        # what was chosen is for the running kernel, whatever kernel the settings name for other requests
+        settings = overlays.settings.model_copy(update={"kernel_version": None})
+        return kind(wish, settings, overlays.host, overlays.output, self.warnings).run()
+
+    def _chosen(self, one: OpenOverlay, kernel: KernelIdentity) -> tuple[Entry, ...]:
+        selection = select(one.overlay, kernel)
+        for left in (*selection.blocked, *selection.undecided):
+            self._warn(f"{one.name}: {left.entry.id} is left out: {left.reason}.")
+        entries = picked(selection, self.wish.only, self.wish.skip)
+        for entry in entries:
+            about = f": {entry.title}" if entry.title else ""
+            cves = f" ({', '.join(entry.cves)})" if entry.cves else ""
+            self.overlays.output.line(f"{one.name}: {entry.id}{about}{cves}")
+        return entries
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.overlays.output.warn(text)
+
+
+def picked(selection: Selection, only: Sequence[str], skip: Sequence[str]) -> tuple[Entry, ...]:
+    """Those of a selection that were asked for, with all that they require, in its order.
+
+    Raises InvalidInputError where something requires what is to be left out.
+    """
+    wanted = {entry.id for entry in selection.chosen}
+    if only:
+        named = {selection.successors.get(name, name) for name in only}
+        needed = [with_required(entry, selection) for entry in selection.chosen if entry.id in named]
+        wanted = {entry.id for entries in needed for entry in entries}
+    left = wanted - {selection.successors.get(name, name) for name in skip}
+    for entry in selection.chosen:
+        missing = [one.id for one in with_required(entry, selection) if one.id in wanted - left]
+        if entry.id in left and missing:
+            raise InvalidInputError(
+                f"{entry.id} requires {', '.join(missing)}, which is to be left out.", hint=f"Add --skip {entry.id}."
+            )
+    return tuple(entry for entry in selection.chosen if entry.id in left)
+
+
+def joined_check(scripts: Sequence[tuple[str, InputFile]]) -> InputFile | None:
+    """One check script of several, each named after its entry. Raises InputTooLargeError.
+
+    It fails where one of them fails, so on the kernel without the livepatch one failure is enough.
+    """
+    if not scripts:
+        return None
+    if len(scripts) == 1:
+        return scripts[0][1]
+    digest = hashlib.sha256(b"".join(script.data for _, script in scripts)).hexdigest()
+    text = _SCRIPT.format(names=", ".join(name for name, _ in scripts)).encode()
+    for number, (_, script) in enumerate(scripts):
+        data = script.data if script.data.endswith(b"\n") else script.data + b"\n"
+        call = "" if data.startswith(b"#!") else "sh "
+        head, _, tail = _ONE.format(number=number, mark=f"END-{digest}", text="\0", call=call).partition("\0")
+        text += head.encode() + data + tail.encode()
+    if len(text) > limits.CHECK_BYTES:
+        raise InputTooLargeError(
+            f"The check scripts together are larger than {limits.CHECK_BYTES} bytes.",
+            hint="Apply some of the patches at a time, with --only or --skip.",
+        )
+    return InputFile("check.sh", text)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mirror of an overlay on a host: a bare repository, and the state that was last found good.
+
+A new head is fetched aside, checked, and only then becomes the state: signature, no rewind, a description without
+errors. Whatever is wrong with it, what was there before stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from elivepatch.errors import (
+    DownloadFailedError,
+    InputTooLargeError,
+    InvalidInputError,
+    InvalidSettingError,
+    NotFoundError,
+    SourceRejectedError,
+)
+from elivepatch.git import FETCH_OPTIONS, OBJECT, Git, asks_who_we_are, is_forbidden_transport, said_last
+from elivepatch.overlay.findings import Findings
+from elivepatch.overlay.lint import usable_overlay
+from elivepatch.overlay.model import Overlay
+from elivepatch.overlay.repository import GitFiles
+from elivepatch.overlay.signatures import PinnedKeys, SignatureRejectedError, require_signed
+from elivepatch.process import Completed, Guard, ProgramError
+
+#: An overlay may be local too: where it lies belongs to whoever configures the host.
+URL = re.compile(r"(https|ssh|git|file)://[A-Za-z0-9/][A-Za-z0-9._~:/@%+-]{0,500}", re.ASCII)
+_BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}", re.ASCII)
+_FETCH_BYTES = 512 * 1024**2
+_FETCH_SECONDS = 900.0
+_FETCH_MEMORY = 2 * 1024**3
+_INCOMING = "refs/elivepatch/incoming"
+_KEPT = "refs/elivepatch/kept"
+#: What a repository sends is checked as it arrives: no broken trees, no '.git' or '..' in them.
+_FETCH_SETTINGS = {"fetch.fsckObjects": "true", "transfer.fsckObjects": "true", "fetch.unpackLimit": "1"}
+_PACKS = 30
+
+
+class RewindError(SourceRejectedError):
+    """The overlay's head does not follow from the one that is here."""
+
+    code = "overlay-rewound"
+    default_hint = (
+        "What was here stays. Whoever runs the overlay knows whether its history was rewritten on purpose; then "
+        "'elivepatch overlay sync --allow-rewind' takes it, once."
+    )
+
+
+@dataclass(frozen=True)
+class MirrorState:
+    """What is in force of an overlay: a commit, where it came from, when (seconds since the epoch), who signed it.
+
+    ``keys`` is the digest of the pinned keys that it was checked with.
+    """
+
+    commit: str
+    url: str
+    ref: str
+    synced: float
+    signer: str | None = None
+    keys: str | None = None
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a sync gave. ``before`` is the commit that was in force."""
+
+    state: MirrorState
+    overlay: Overlay
+    before: str | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything new."""
+        return self.before != self.state.commit
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The mirror of the overlay at ``url`` in ``directory``; ``ref`` is a branch, or a full name (``refs/tags/v1``)."""
+
+    directory: Path
+    url: str
+    ref: str = "main"
+    keys: PinnedKeys = field(default_factory=PinnedKeys)
+
+    @property
+    def repository(self) -> Path:
+        """The bare repository."""
+        return self.directory / "repository.git"
+
+    def state(self) -> MirrorState | None:
+        """What is in force; None where nothing is, or was checked with other keys than those that are pinned now.
+
+        Raises PermissionError where it may not be read.
+        """
+        found = self._stored()
+        return found if found is not None and found.keys == self.keys.digest() else None
+
+    def _stored(self) -> MirrorState | None:
+        """What was last put in force from where the overlay is configured to come from now."""
+        try:
+            with (self.directory / "state.json").open("rb") as stream:
+                found = MirrorState(**json.loads(stream.read(64 * 1024)))
+        except PermissionError:
+            raise
+        except (OSError, ValueError, TypeError):
+            return None
+        usable = found.url == self.url and found.ref == self.ref and OBJECT.fullmatch(str(found.commit))
+        return found if usable else None
+
+    def read(self, name: str, findings: Findings) -> tuple[Overlay, GitFiles]:
+        """The overlay that is in force; ``name`` it is called by goes into messages.
+
+        Raises NotFoundError where it was never synchronised, OverlayRejectedError.
+        """
+        state = self.state()
+        if state is None:
+            raise NotFoundError(
+                f"The overlay {name} is not here yet, or its settings have changed.", hint="'elivepatch overlay sync'."
+            )
+        files = GitFiles(self.repository, state.commit, findings)
+        return usable_overlay(files, name, findings), files
+
+    def sync(
+        self, name: str, write: Callable[[Path, bytes], None], findings: Findings, *, allow_rewind: bool = False
+    ) -> Synced:
+        """Fetch what the overlay has now, and put it in force if it is good.
+
+        ``write`` puts a file in place, whole or not at all. Raises DownloadFailedError where the repository cannot be
+        reached, SignatureRejectedError, RewindError, OverlayRejectedError, InputTooLargeError.
+        """
+        self._check()
+        with self._locked():
+            git = Git(self.repository, [self.url.partition(":")[0]], settings=_FETCH_SETTINGS)
+            before = self._stored()
+            keys = self.keys.digest()
+            try:
+                found = self._fetched(git, name)
+                commit, tag = self._commit(git, found, name)
+                what = f"{'The tag' if tag else 'The head'} {found[:12]} of the overlay {name}"
+                signer = None
+                if self.keys:
+                    signer = require_signed(git, found, tag=tag, keys=self.keys, what=what)
+                    if tag:
+                        self._check_tag_name(git, found, what)
+                if before is not None and not allow_rewind:
+                    self._check_follows(git, before.commit, commit, name)
+                overlay = usable_overlay(GitFiles(self.repository, commit, findings), name, findings)
+                git("update-ref", _KEPT, commit)
+            finally:
+                git("update-ref", "-d", _INCOMING, check=False)
+            state = MirrorState(commit, self.url, self.ref, time.time(), signer, keys)
+            write(self.directory / "state.json", (json.dumps(asdict(state), indent=1) + "\n").encode())
+        return Synced(state, overlay, before.commit if before else None)
+
+    # -- below
+
+    def _check(self) -> None:
+        if not URL.fullmatch(self.url):
+            raise InvalidSettingError(
+                f"'{self.url[:200]}' is no address of an overlay.", hint="https://, ssh://, git:// or file:///"
+            )
+        parts = self.ref.split("/")
+        if not _BRANCH.fullmatch(self.ref) or ".." in self.ref or any(not p or p.startswith(".") for p in parts):
+            raise InvalidSettingError(f"'{self.ref[:200]}' is no branch.", hint="For instance main, or refs/tags/v1.")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[None]:
+        with (self.directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            git = Git(self.repository)
+            if not (self.repository / "made").exists():
+                shutil.rmtree(self.repository, ignore_errors=True)  # of one that was killed while it made it
+                git.init()
+                (self.repository / "made").touch()
+            git.remove_leftovers()
+            if self._bytes() > _FETCH_BYTES // 2 or len(list(self._packs.glob("*.pack"))) > _PACKS:
+                git("gc", "--prune=now", "--quiet", timeout=_FETCH_SECONDS)  # what was refused goes
+            yield
+
+    @property
+    def _packs(self) -> Path:
+        return self.repository / "objects/pack"
+
+    def _bytes(self) -> int:
+        size = 0
+        for path in self._packs.glob("*"):
+            with contextlib.suppress(OSError):
+                size += path.stat().st_size
+        return size
+
+    def _fetched(self, git: Git, name: str) -> str:
+        """The object that the ref names now: a commit, or a tag."""
+        ref = self.ref if self.ref.startswith("refs/") else f"refs/heads/{self.ref}"
+        words = ("fetch", *FETCH_OPTIONS, "--no-tags", self.url, f"+{ref}:{_INCOMING}")
+        try:
+            done = git(*words, check=False, guard=self._guard(name), timeout=_FETCH_SECONDS, memory_bytes=_FETCH_MEMORY)
+        except ProgramError as error:
+            raise DownloadFailedError(
+                f"The overlay {name} took too long: {error.reason}.", hint="Try later."
+            ) from error
+        if done.returncode != 0:
+            raise self._failed(done, name)
+        return git("rev-parse", "--verify", _INCOMING).stdout.strip()
+
+    def _failed(self, done: Completed, name: str) -> DownloadFailedError:
+        said = said_last(done)
+        hint = "Check url and branch of the overlay in client.toml, and the network. What was here stays."
+        if is_forbidden_transport(said):
+            hint = "Name it with https://, ssh://, git:// or file:///."
+        elif asks_who_we_are(said):
+            hint = "Give root an ssh key and the host's key, or /etc/gitconfig a credential helper."
+        return DownloadFailedError(f"The overlay {name} cannot be fetched from {self.url}:\n{said}", hint=hint)
+
+    def _guard(self, name: str) -> Guard:
+        def guard() -> None:
+            if self._bytes() > _FETCH_BYTES:
+                raise InputTooLargeError(
+                    f"The overlay {name} has more than {_FETCH_BYTES // 1024**2} MiB.", hint="No overlay is so large."
+                )
+
+        return guard
+
+    def _commit(self, git: Git, oid: str, name: str) -> tuple[str, bool]:
+        kind = git("cat-file", "-t", oid).stdout.strip()
+        done = git("rev-parse", "--quiet", "--verify", f"{oid}^{{commit}}", check=False)
+        commit = done.stdout.strip()
+        if done.returncode != 0 or not OBJECT.fullmatch(commit):
+            raise InvalidInputError(
+                f"{self.ref} of the overlay {name} names no commit.", hint="Name a branch or a tag."
+            )
+        return commit, kind == "tag"
+
+    def _check_tag_name(self, git: Git, tag: str, what: str) -> None:
+        """The name is part of what was signed: another tag of the same hand must not be given in its place."""
+        head = git("cat-file", "tag", tag).stdout.partition("\n\n")[0].splitlines()
+        if f"tag {self.ref.removeprefix('refs/tags/')}" not in head:
+            raise SignatureRejectedError(f"{what} is refused: it was signed under another name than {self.ref}.")
+
+    def _check_follows(self, git: Git, before: str, after: str, name: str) -> None:
+        if git("merge-base", "--is-ancestor", before, after, check=False).returncode != 0:
+            raise RewindError(
+                f"The head {after[:12]} of the overlay {name} does not follow from {before[:12]}, which is here: "
+                "somebody rewrote its history, or gives an older one."
+            )
