@@ -13,19 +13,11 @@ import click
 from elivepatch.client.classic import ClassicGroup
 from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand
 from elivepatch.client.completion_command import completion_command
-from elivepatch.client.dry_run import DryRun
 from elivepatch.client.entry import INTERRUPTED
-from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.host_commands import COMMANDS
-from elivepatch.client.image import write_image
-from elivepatch.client.inputs import Wish
 from elivepatch.client.output import Output
-from elivepatch.client.request import RequestRun
-from elivepatch.client.state import check_output, write_whole
-from elivepatch.client.summary import summary
 from elivepatch.errors import InvalidInputError, NotOfferedError
-from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
 
 _FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json", "log_output"}
@@ -147,6 +139,11 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
     if context.invoked_subcommand is not None:
         _refuse_stray_flags(context, flags)
         return
+    from elivepatch.client.dry_run import DryRun
+    from elivepatch.client.inputs import Wish
+    from elivepatch.client.request import RequestRun
+    from elivepatch.client.summary import summary
+
     with ending_well(output) as warnings:
         settings = settings_for(host, output, flags["conf_file"], shared_flags(flags) | _request_flags(flags))
         if settings.cve or settings.clear:
@@ -208,6 +205,10 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
 @click.pass_context
 def facts_command(context: click.Context, file: Path | None, as_json: bool) -> None:
     """Print what a server is told about this host, as JSON: for a build that is asked for elsewhere."""
+    from elivepatch.client.facts import host_facts
+    from elivepatch.client.state import check_output, write_whole
+    from elivepatch.kernel.running import running_kernel
+
     with subcommand(context, as_json=as_json) as command:
         root = command.host.root
         text = host_facts(running_kernel(root), root).dump_json() + "\n"
@@ -226,6 +227,10 @@ def facts_command(context: click.Context, file: Path | None, as_json: bool) -> N
 @click.pass_context
 def image_command(context: click.Context, file: Path | None, build_directory: Path | None, as_json: bool) -> None:
     """Write the image of the running kernel to a file: for a build that is made elsewhere."""
+    from elivepatch.client.image import write_image
+    from elivepatch.client.state import check_output
+    from elivepatch.kernel.running import running_kernel
+
     with subcommand(context, as_json=as_json, build_directory=build_directory) as command:
         host, output, settings = command.host, command.output, command.settings
         kernel = running_kernel(host.root)

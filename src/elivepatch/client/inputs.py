@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elivepatch.client.connection import Part
 from elivepatch.errors import InputTooLargeError, InvalidInputError, InvalidPatchError
 from elivepatch.protocol import limits
 
@@ -29,6 +28,15 @@ class Wish:
     accept_warnings: bool = False
     drop_earlier: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file to send: the part of the request that it is, its name (for people) and its content."""
+
+    part: str
+    name: str
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

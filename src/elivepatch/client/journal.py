@@ -43,7 +43,7 @@ _ENTRY_BYTES = 4 * 1024 * 1024
 
 class _Model(BaseModel):
     # unknown fields are passed over: a newer client may have written more, and status must still work
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Step(_Model):

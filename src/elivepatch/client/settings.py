@@ -32,7 +32,7 @@ def _as_list(value: object) -> object:
 class Settings(BaseModel):
     """All settings; docs/client.md describes each. Times are seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     url: str = Field(default=DEFAULT_URL, description="address of the build server")
     config: Path | None = Field(default=None, description="configuration of the kernel; found by itself if not set")

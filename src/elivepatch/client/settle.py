@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from elivepatch.client.entries import crash_suspect, latest_entries, replaced_unsaid
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StepName, uptime
 from elivepatch.client.loader import Loader, ModuleStaysError
 from elivepatch.client.output import Output
-from elivepatch.client.plan import record_replaced, replaced_unsaid
+from elivepatch.client.plan import record_replaced
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory
 from elivepatch.client.transition import Transition
@@ -45,7 +46,7 @@ class Repair:
 
 def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]:
     """What there is to make good; ``entries`` are in the order of the journal."""
-    latest = {e.module.name: e for e in entries if e.module and e.touched_kernel}
+    latest = latest_entries(entries)
     held = {patch.name: patch for patch in kernel.livepatches}
     for entry in entries:
         last = entry.last
@@ -126,19 +127,6 @@ def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: Runni
         elif place in newest and last.step == "loaded" and last.boot_id != kernel.boot_id:
             yield Repair(entry, "write", "replaced", "a later livepatch took its place", newest[place])
         newest.setdefault(place, name)
-
-
-def crash_suspect(entry: Entry, kernel: RunningKernel, guard: float) -> str | None:
-    """Why a livepatch of an earlier boot must not be loaded again by itself; None where nothing speaks against it.
-
-    ``guard`` is how long (seconds) a host must stay up after a load.
-    """
-    last = entry.last
-    if not guard or last is None or last.step != "loaded" or last.boot_id == kernel.boot_id:
-        return None
-    if entry.survived or entry.stopped is not None:
-        return None
-    return f"the host went down, and not in an orderly way, before it was known to run {guard:.0f} s with it"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ EngineName = Literal["kpatch", "klp"]
 class Model(BaseModel):
     """Base of all models: immutable, and nothing unknown is taken silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     def dump(self) -> dict[str, Any]:
         """As JSON-ready data, without the fields that do not apply."""
@@ -44,7 +44,7 @@ class Model(BaseModel):
 class Answer(Model):
     """Base of what a server says: a client takes no offence at fields that a newer server adds."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class BuildStatus(StrEnum):
