@@ -153,6 +153,8 @@ class Journal:
                     found.append(Entry.model_validate_json(stream.read(_ENTRY_BYTES)))
             except PermissionError:
                 raise
+            except FileNotFoundError:  # removed at this moment, as it was old
+                continue
             except (OSError, ValidationError) as error:
                 problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
         found.sort(key=lambda entry: (entry.number, entry.steps[0].time if entry.steps else 0, entry.id))

@@ -59,6 +59,9 @@ class Settings(BaseModel):
     clock_tolerance: Annotated[float, Field(ge=0, le=7 * 24 * 3600)] = Field(
         default=900.0, description="how far the clocks of host and server may be apart"
     )
+    journal_entries: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=100, description="how many finished entries the journal keeps; 0 for all"
+    )
     build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
     state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
     ca_certificate: Path | None = Field(default=None, description="certificates to trust in place of the host's")

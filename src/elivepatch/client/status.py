@@ -111,7 +111,7 @@ def host_status(host: Host, state_dir: Path, *, guard: float = 600) -> HostStatu
         taint=kernel.taint,
         taint_letters="".join(letter for letter, _ in taint_flags(kernel.taint or 0)),
         livepatches=tuple(joined(patch, latest.get(patch.name)) for patch in kernel.livepatches),
-        absent=tuple(_absent(kernel, entries, guard)) if known else (),
+        absent=tuple(absent_livepatches(kernel, entries, guard)) if known else (),
         busy=busy,
         disagreements=tuple(disagreements(kernel, latest, replaced_unsaid(entries, kernel))) if known else (),
         problems=tuple(problems),
@@ -125,7 +125,8 @@ def _exit_status(status: HostStatus) -> int:
     return ATTENTION if status.absent or status.disagreements or status.problems else 0
 
 
-def _absent(kernel: RunningKernel, entries: Sequence[Entry], guard: float) -> Iterator[AbsentLivepatch]:
+def absent_livepatches(kernel: RunningKernel, entries: Sequence[Entry], guard: float) -> Iterator[AbsentLivepatch]:
+    """The livepatches that the running kernel might be expected to hold, the youngest first."""
     held = {patch.name for patch in kernel.livepatches}
     shadowed = False
     latest = latest_entries(entries)
