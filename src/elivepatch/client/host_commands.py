@@ -120,18 +120,26 @@ def load_command(
 @click.command("revert")
 @click.argument("name", required=False)
 @click.option("--all", "everything", is_flag=True, help="Revert all livepatches of this kernel.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done; change nothing.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition back may take.")
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 @click.pass_context
 def revert_command(
-    context: click.Context, name: str | None, everything: bool, timeout: float | None, as_json: bool
+    context: click.Context, name: str | None, everything: bool, dry_run: bool, timeout: float | None, as_json: bool
 ) -> None:
     """Disable the livepatch NAME, or the only one that there is, and unload its module."""
+    from elivepatch.client.dry_revert import RevertingDry, dry_revert_lines
     from elivepatch.client.revert import Reverting, revert_lines
 
     if name and everything:
         raise click.UsageError("Either NAME or --all.", context)
     with subcommand(context, as_json=as_json, transition_timeout=timeout) as command:
+        if dry_run:
+            told = RevertingDry(command.settings, command.host, command.output).tell(name, everything=everything)
+            command.output.data(told.dump())
+            for line in dry_revert_lines(told):
+                command.output.result(line)
+            return
         reverting = Reverting(command.settings, command.host, command.output)
         if everything:
             done = reverting.all()
