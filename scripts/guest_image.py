@@ -129,6 +129,14 @@ def install_packages(requirement: str, python_version: str, target: Path) -> Non
     process.run([*argv, "--target", target, requirement], env=_installer_environment(), timeout=600)
 
 
+def install_pinned(requirements: Path, python_version: str, target: Path) -> None:
+    """Install the packages of a file, with the digests in it, into a directory, for a Python that may be another."""
+    installer = _installer()
+    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:", "--no-deps"]
+    argv += ["--require-hashes", "--target", target, "-r", requirements]
+    process.run(argv, env=_installer_environment(), timeout=600)
+
+
 def install_client(wheel: Path, python_version: str, stage: Path) -> None:
     """Install the client and what it needs below ``stage``, for the Python of the guest's root."""
     packages = stage / f"usr/local/lib/python{python_version}/dist-packages"
