@@ -65,8 +65,8 @@ def make_single_file(output: Path, roots: Path, mirror: str | None, progress: Pr
             root = packaging_root(suite, roots, mirror, progress)
             _stage_byte_code(root.path, work / f"job{python}", stage / "lib", stage / _tag(python))
         begin = (PROJECT / "packaging/single-file/__main__.py").read_text()
-        (metadata,) = (stage / "lib").glob("elivepatch-*.dist-info")
-        metadata.rename(stage / metadata.name)
+        for metadata in (stage / "lib").glob("*.dist-info"):
+            metadata.rename(stage / metadata.name)  # importlib.metadata looks at the top of an archive only
         versions = f"{', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}"
         (stage / "__main__.py").write_text(begin.replace("@VERSIONS@", versions))
         file = output / "elivepatch.pyz"

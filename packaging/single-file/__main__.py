@@ -93,7 +93,7 @@ def main():
         _fail("/proc is not mounted.\n  hint: The client looks at the kernel through it: mount -t proc proc /proc")
     sys.meta_path.insert(0, _CompiledFinder(compiled))
     sys.path[0:1] = [os.path.join(_ARCHIVE, _TAG), os.path.join(_ARCHIVE, "lib")]  # noqa: PTH118
-    sys.path.append(_ARCHIVE)  # importlib.metadata looks for packages at the top of an archive only
+    sys.path.append(_ARCHIVE)  # for importlib.metadata
     try:
         from elivepatch.client.entry import main as program
 
