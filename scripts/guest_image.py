@@ -122,6 +122,17 @@ def build_wheel(project: Path, target: Path) -> Path:
     return wheel
 
 
+def build_sdist(project: Path, target: Path) -> Path:
+    """The project's source as an archive in the directory ``target``."""
+    installer = _installer()
+    if installer.build[0] != "build":
+        raise ToolUnavailableError("Making an archive of the source needs uv.", hint="Run 'make setup'.")
+    argv = [*installer.argv, "build", "--sdist", "--quiet", installer.output, target, project]
+    process.run(argv, env=_installer_environment(), timeout=600)
+    (sdist,) = target.glob("elivepatch-*.tar.gz")
+    return sdist
+
+
 def install_packages(requirement: str, python_version: str, target: Path) -> None:
     """Install a Python package and what it needs into a directory, for a Python that may be another than ours."""
     installer = _installer()
@@ -192,11 +203,14 @@ def make_image(
         progress.step(f"making the guest's image ({suite}, {release})")
         stage = work / "stage"
         modules = stage / "usr/lib/modules" / release
-        shutil.copytree(image_package_root / "usr/lib/modules" / release, modules, symlinks=True)
+        # packages before Debian 13 have them in /lib
+        places = [image_package_root / place / "modules" / release for place in ("usr/lib", "lib")]
+        shutil.copytree(next((place for place in places if place.is_dir()), places[0]), modules, symlinks=True)
         if (image_package_root / "usr/src").is_dir():
             shutil.copytree(image_package_root / "usr/src", stage / "usr/src", symlinks=True)
-        (stage / "boot").mkdir()
-        shutil.copy(image_package_root / f"boot/config-{release}", stage / "boot")
+        if not (modules / "config").exists():  # where packages of 7.x have it
+            (stage / "boot").mkdir()
+            shutil.copy(image_package_root / f"boot/config-{release}", stage / "boot")
         install_client(wheel, _python_version(base), stage)
         process.run([*_namespace(), "sh", "-euc", _PACK, "pack", work, base, release, str(_FREE_BYTES)], timeout=600)
         (work / "image").replace(image)
