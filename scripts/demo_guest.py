@@ -26,8 +26,9 @@ from elivepatch.vm import initramfs, machine
 from elivepatch.vm.machine import GUEST_SERVER, GuestKernel
 from elivepatch.vm.modules import ModuleDirectory
 
-#: What the guest needs to see its disk and its network; the rest is built into the stock kernels.
-_DRIVERS = ("virtio_blk", "virtio_net")
+#: What the guest needs to see its disk and its network; the rest is built into the stock kernels. Kernels before 6.12
+#: have the bus of these devices as a module too.
+_DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net")
 _MEMORY_MIB = 1024
 _HERE = Path(__file__).resolve().parent
 

@@ -70,14 +70,16 @@ def guest_host(
     files: KernelFiles,
     progress: Progress,
     more_packages: Sequence[str] = (),
+    *,
+    suite: str = SUITE,
 ) -> GuestHost:
-    """A host that runs the stock kernel and has the client, and ``more_packages`` than it needs."""
+    """A host of a Debian release that runs the stock kernel, has the client, and ``more_packages`` than it needs."""
     with tempfile.TemporaryDirectory(prefix="elivepatch-host-") as scratch:
         for package in files.images:
             process.run(["dpkg-deb", "--extract", files.path(package), scratch], timeout=300)
         guests = workshop.cache / "guests"
         packages = (*PACKAGES, *more_packages)
-        image = make_image(guests, SUITE, kernel.release, Path(scratch), PROJECT, progress, packages)
+        image = make_image(guests, suite, kernel.release, Path(scratch), PROJECT, progress, packages)
     return GuestHost(image, GuestKernel(kernel.release, kernel.vmlinuz, kernel.modules_directory), kernel.root.busybox)
 
 
