@@ -13,8 +13,20 @@ from elivepatch.progress import Progress
 from elivepatch.toolchains.roots import Roots, RootSpec
 from elivepatch.workshop import Workshop
 
-#: Runs the words after the first in the root that is the first. It shares the network, so 127.0.0.1 is this machine's.
-_INSIDE = 'mount -t proc proc "$0/proc" && mount --rbind /sys "$0/sys" && exec chroot "$0" "$@"'
+#: Runs the words after the first in the root that is the first. It is not a chroot, in which no user namespace can be
+#: made. It shares the network, so 127.0.0.1 is this machine's.
+_INSIDE = """
+mount --rbind "$0" "$0"
+cd "$0"
+mkdir -p .outside
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+pivot_root . .outside
+cd /
+exec "$@"
+"""
+_NAMESPACE = ("unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--")
 
 
 class CleanHost:
@@ -30,18 +42,19 @@ class CleanHost:
 
     def completed(self, *argv: str, check: bool = False, env: Mapping[str, str] | None = None) -> process.Completed:
         """A program, ended."""
-        namespace = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--"]
         environment = {"DEBIAN_FRONTEND": "noninteractive", **(env or {})}
-        return process.run(
-            [*namespace, "sh", "-euc", _INSIDE, str(self.root), *argv], check=check, timeout=300, env=environment
-        )
+        return process.run(self.command(*argv), check=check, timeout=900, env=environment)
+
+    def command(self, *argv: str) -> list[str]:
+        """What runs a program in the host."""
+        return [*_NAMESPACE, "sh", "-euc", _INSIDE, str(self.root), *argv]
 
     def files(self) -> dict[str, int]:
         """All files with their sizes, but for dpkg's own records and logs."""
         found: dict[str, int] = {}
         for path in self.root.rglob("*"):
             name = str(path.relative_to(self.root))
-            if not name.startswith(("var/lib/dpkg", "var/log", "proc", "sys", "dev")) and (
+            if not name.startswith(("var/lib/dpkg", "var/log", "proc", "sys", "dev", ".outside")) and (
                 path.is_symlink() or path.is_file()
             ):
                 found[name] = path.lstat().st_blocks * 512
