@@ -16,7 +16,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels survey requirements packages clean clean-cache
+.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels survey requirements packages single-file gentoo-overlay clean clean-cache
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,12 @@ man: setup ## the manual pages of both programs, in dist-build/man
 
 packages: setup ## Debian packages of client and server for Debian 12 and 13, in dist
 	$(BIN)/python scripts/packages.py deb --output dist
+
+single-file: setup ## the client as one file that python3 runs, for hosts without our packages, in dist
+	$(BIN)/python scripts/single_file.py --output dist
+
+gentoo-overlay: setup ## the Gentoo overlay with this version's ebuild, and its archive, in dist
+	$(BIN)/python scripts/gentoo_overlay.py --output dist
 
 check: setup ## style, types, layers
 	$(BIN)/ruff check .
@@ -65,6 +71,10 @@ survey: setup ## prove N random objects of a kernel: make survey N=200
 requirements: setup ## renew the pinned Python packages
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url pyproject.toml --extra server --group dev -o requirements/dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml -c requirements/dev.txt -o requirements/client.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url requirements/gentoo.in -o requirements/gentoo.txt
 
 clean: ## remove what was set up in this directory
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis bench.json

@@ -122,11 +122,30 @@ def build_wheel(project: Path, target: Path) -> Path:
     return wheel
 
 
+def build_sdist(project: Path, target: Path) -> Path:
+    """The project's source as an archive in the directory ``target``."""
+    installer = _installer()
+    if installer.build[0] != "build":
+        raise ToolUnavailableError("Making an archive of the source needs uv.", hint="Run 'make setup'.")
+    argv = [*installer.argv, "build", "--sdist", "--quiet", installer.output, target, project]
+    process.run(argv, env=_installer_environment(), timeout=600)
+    (sdist,) = target.glob("elivepatch-*.tar.gz")
+    return sdist
+
+
 def install_packages(requirement: str, python_version: str, target: Path) -> None:
     """Install a Python package and what it needs into a directory, for a Python that may be another than ours."""
     installer = _installer()
     argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:"]
     process.run([*argv, "--target", target, requirement], env=_installer_environment(), timeout=600)
+
+
+def install_pinned(requirements: Path, python_version: str, target: Path) -> None:
+    """Install the packages of a file, with the digests in it, into a directory, for a Python that may be another."""
+    installer = _installer()
+    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:", "--no-deps"]
+    argv += ["--require-hashes", "--target", target, "-r", requirements]
+    process.run(argv, env=_installer_environment(), timeout=600)
 
 
 def install_client(wheel: Path, python_version: str, stage: Path) -> None:
@@ -189,8 +208,9 @@ def make_image(
         shutil.copytree(next((place for place in places if place.is_dir()), places[0]), modules, symlinks=True)
         if (image_package_root / "usr/src").is_dir():
             shutil.copytree(image_package_root / "usr/src", stage / "usr/src", symlinks=True)
-        (stage / "boot").mkdir()
-        shutil.copy(image_package_root / f"boot/config-{release}", stage / "boot")
+        if not (modules / "config").exists():  # where packages of 7.x have it
+            (stage / "boot").mkdir()
+            shutil.copy(image_package_root / f"boot/config-{release}", stage / "boot")
         install_client(wheel, _python_version(base), stage)
         process.run([*_namespace(), "sh", "-euc", _PACK, "pack", work, base, release, str(_FREE_BYTES)], timeout=600)
         (work / "image").replace(image)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian packages of the client and of the server, and the client as a single file.
+"""Debian packages of the client and of the server.
 
     packages.py deb --suite trixie --output DIR
-    packages.py zipapp --output FILE
 
 Each package is made in a clean root of its suite, and checked there by lintian. It brings the Python packages that the
 program needs as a virtual environment for that suite's python3, so it depends on nothing that the suite has too old.
@@ -78,11 +77,9 @@ class Part:
 _RICH = ("pygments", "pygments-*.dist-info", "markdown_it", "markdown_it_py-*.dist-info", "mdurl", "mdurl-*.dist-info")
 #: PyYAML's binding to a copy of libyaml: overlays are read with its parser in Python.
 _YAML = ("_yaml", "yaml/_yaml*.so")
-_SERVER_ROOMS = tuple(f"elivepatch/{room}" for room in ("build", "server", "sources", "toolchains", "vm"))
-PARTS = (
-    Part("client", "elivepatch", "", surplus=_RICH + _YAML + _SERVER_ROOMS),
-    Part("server", "elivepatch-server", "[server]", surplus=_YAML),
-)
+_SERVER_ROOMS = tuple(f"elivepatch/{room}" for room in ("build", "cves", "server", "sources", "toolchains", "vm"))
+CLIENT = Part("client", "elivepatch", "", surplus=_RICH + _YAML + _SERVER_ROOMS)
+PARTS = (CLIENT, Part("server", "elivepatch-server", "[server]", surplus=_YAML))
 
 
 # -- Debian packages
@@ -132,7 +129,7 @@ def stage(wheel: Path, part: Part, python: str, target: Path) -> None:
     packages = place / f"lib/python{python}/site-packages"
     install_packages(f"{wheel}{part.extra}", python, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)
-    _without_surplus(packages, part.surplus)
+    without_surplus(packages, part.surplus)
     _without_interpreters(packages)
     (place / "bin").mkdir()
     (place / "bin/python3").symlink_to(f"/usr/bin/python{python}")
@@ -159,7 +156,7 @@ def stage_texts(part: Part, target: Path) -> None:
         file.write_text(process.run([program, "completion", shell], timeout=60).stdout)
 
 
-def _without_surplus(packages: Path, surplus: Sequence[str]) -> None:
+def without_surplus(packages: Path, surplus: Sequence[str]) -> None:
     """Remove what the program does not need: caches, tests of Python packages, records of their installation."""
     usual = ("**/__pycache__", "**/tests", "**/test", "*.dist-info/RECORD", "*.dist-info/direct_url.json")
     for pattern in (*usual, *surplus):

@@ -114,7 +114,7 @@ class HostMachine:
 
     def count_effects(self) -> None:
         """From now on count what the client does to disk and kernel, and kill it at the effect ``kill_at``."""
-        replace, fsync = Path.replace, os.fsync
+        replace, unlink, fsync = Path.replace, Path.unlink, os.fsync
 
         def counted_replace(path: Path, target: Path) -> Path:
             self.effect()
@@ -122,11 +122,16 @@ class HostMachine:
             self.effect()
             return result
 
+        def counted_unlink(path: Path, missing_ok: bool = False) -> None:
+            self.effect()
+            unlink(path, missing_ok)
+
         def counted_fsync(descriptor: int) -> None:
             self.effect()
             fsync(descriptor)
 
         self.monkeypatch.setattr(Path, "replace", counted_replace)
+        self.monkeypatch.setattr(Path, "unlink", counted_unlink)
         self.monkeypatch.setattr(os, "fsync", counted_fsync)
         for name in ("load", "unload", "switch"):
             self.monkeypatch.setattr(self.kernel, name, self._counted(getattr(self.kernel, name)))

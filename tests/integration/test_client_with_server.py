@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from server_support import ServerProcess, patch, serving
 
-from elivepatch.client.connection import Connection, Part
+from elivepatch.client.connection import Connection
 from elivepatch.client.host import SystemClock
+from elivepatch.client.inputs import Part
 from elivepatch.errors import InvalidPatchError, NotFinishedError, NotFoundError
 from elivepatch.progress import Event
 from elivepatch.protocol.models import Build, BuildRequest, BuildStatus

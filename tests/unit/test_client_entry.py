@@ -32,15 +32,24 @@ def program(*arguments: str, module: str = "", ignored: str = "", before: str = 
     return run([sys.executable, "-c", text], timeout=60, check=False)
 
 
-@pytest.mark.parametrize("module", ["click", "pydantic", "elivepatch.client.request"])
+@pytest.mark.parametrize("module", ["click", "elivepatch.client.cli", "elivepatch.client.host_commands"])
 def test_ctrl_c_while_the_program_is_read_in(module: str) -> None:
     done = program("-v", module=module)
     assert done.returncode == 130
     assert done.stderr == "elivepatch: interrupted.\n"
 
 
+@pytest.mark.parametrize(
+    "module", ["pydantic", "elivepatch.client.settings", "elivepatch.client.status", "elivepatch.client.metrics"]
+)
+def test_ctrl_c_while_a_command_is_read_in(module: str) -> None:
+    done = program("status", module=module)
+    assert done.returncode == 130
+    assert (done.stdout, done.stderr) == ("", "elivepatch: interrupted.\n")
+
+
 def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
-    done = program("-v", module="pydantic", ignored="yes")
+    done = program("-v", module="click", ignored="yes")
     assert done.returncode == 0
     assert done.stdout == f"elivepatch {version('elivepatch')}\n"
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_fakes import BOOT_ID, NAME, FakeKernel, fake_host
-from elivepatch.client.address import check_url, is_loopback, is_protected
 from elivepatch.client.cli import cli
 from elivepatch.client.event_stream import EventStream, Message
 from elivepatch.client.inputs import InputFile, Inputs
@@ -121,25 +120,6 @@ def test_settings_that_others_can_write_are_refused(tmp_path: Path) -> None:
         settings(tmp_path)
     assert caught.value.hint
     assert "chmod go-w" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "host:5000", "http://", "ftp://x", "http://u:p@h", "http://h?x=1", "http://h#f", "http://[::1", "http:// x"],
-)
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(InvalidSettingError):
-        check_url(url)
-
-
-def test_which_addresses_are_protected() -> None:
-    assert check_url("https://h/prefix/") == "https://h/prefix"
-    assert is_loopback("http://127.0.0.2:1")
-    assert is_loopback("http://[::1]:1")
-    assert is_loopback("http://localhost")
-    assert not is_loopback("http://localhost.example")
-    assert is_protected("https://h")
-    assert not is_protected("http://10.0.2.2:5000")
 
 
 def test_every_setting_and_flag_is_documented() -> None:

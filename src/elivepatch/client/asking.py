@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elivepatch.client.connection import Connection, Part
+from elivepatch.client.connection import Connection
+from elivepatch.client.inputs import Part
 from elivepatch.client.output import Output
 from elivepatch.errors import HostError, InvalidInputError, NotFoundError, UnavailableError
 from elivepatch.kernel.layout import from_kallsyms

@@ -15,6 +15,7 @@ from typing import Literal
 
 from elivepatch.client.acceptance import AcceptedModule, accept_stored, check_can_load, kernel_name
 from elivepatch.client.activation import Activation
+from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal
 from elivepatch.client.output import Output
@@ -55,7 +56,7 @@ def candidate(entries: Sequence[Entry], kernel: RunningKernel) -> tuple[Entry | 
 
     A livepatch that a later one took the place of is neither, even where the later one is held back.
     """
-    latest = {e.module.name: e for e in entries if e.module and e.touched_kernel}
+    latest = latest_entries(entries)
     guarded = None
     for entry in sorted(latest.values(), key=lambda one: one.number, reverse=True):
         step = entry.last.step if entry.last else None

@@ -6,31 +6,25 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from elivepatch.client.classic import ClassicGroup
 from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand
 from elivepatch.client.completion_command import completion_command
-from elivepatch.client.cve_commands import cve_group, end_cve_run
-from elivepatch.client.cve_mode import CveChoice, CveRun, clear_record
-from elivepatch.client.dry_run import DryRun
+from elivepatch.client.cve_commands import cve_group
 from elivepatch.client.entry import INTERRUPTED
-from elivepatch.client.facts import host_facts
 from elivepatch.client.host import Host
 from elivepatch.client.host_commands import COMMANDS
-from elivepatch.client.image import write_image
-from elivepatch.client.inputs import Wish
 from elivepatch.client.output import Output
 from elivepatch.client.overlay_commands import overlay_command
 from elivepatch.client.overlay_host_commands import OVERLAY_COMMANDS
-from elivepatch.client.request import RequestRun
-from elivepatch.client.state import StateDirectory, check_output, write_whole
-from elivepatch.client.summary import tell
 from elivepatch.errors import InvalidInputError
-from elivepatch.kernel.running import running_kernel
 from elivepatch.version import installed_version
+
+if TYPE_CHECKING:
+    from elivepatch.client.settings import Settings
 
 _FOR_SUBCOMMANDS = {"conf_file", "url", "debug", "timeout", "as_json", "log_output"}
 _BUILD_DIRECTORY = "Where the running kernel was built; found by itself below /lib/modules and /usr/src otherwise."
@@ -162,20 +156,19 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
     if context.invoked_subcommand is not None:
         _refuse_stray_flags(context, flags)
         return
+    from elivepatch.client.dry_run import DryRun
+    from elivepatch.client.inputs import Wish
+    from elivepatch.client.request import RequestRun
+    from elivepatch.client.summary import tell
+
     with ending_well(output) as warnings:
         settings = settings_for(host, output, flags["conf_file"], shared_flags(flags) | _request_flags(flags))
         if settings.clear:
-            clear_record(StateDirectory(settings.state_dir, host.user), output)
+            _clear(settings, host, output)
             if not settings.cve and not settings.patch:
                 return
         if settings.cve:
-            choice = CveChoice(
-                yes=flags["yes"],
-                patches=settings.patch,
-                force=flags["force"],
-                accept_warnings=flags["accept_warnings"],
-            )
-            end_cve_run(CveRun(choice, settings, host, output, warnings).run(), output)
+            _close_cves(flags, settings, host, output, warnings)
         if not settings.patch:
             raise InvalidInputError("There is nothing to do.", hint="Name a patch with -p; -h lists the rest.")
         wish = Wish(
@@ -188,6 +181,23 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         )
         kind = DryRun if flags["dry_run"] else RequestRun
         tell(kind(wish, settings, host, output, warnings).run(), output)
+
+
+def _clear(settings: Settings, host: Host, output: Output) -> None:
+    from elivepatch.client.cve_mode import clear_record
+    from elivepatch.client.state import StateDirectory
+
+    clear_record(StateDirectory(settings.state_dir, host.user), output)
+
+
+def _close_cves(flags: dict[str, Any], settings: Settings, host: Host, output: Output, warnings: list[str]) -> NoReturn:
+    from elivepatch.client.cve_commands import end_cve_run
+    from elivepatch.client.cve_mode import CveChoice, CveRun
+
+    choice = CveChoice(
+        yes=flags["yes"], patches=settings.patch, force=flags["force"], accept_warnings=flags["accept_warnings"]
+    )
+    end_cve_run(CveRun(choice, settings, host, output, warnings).run(), output)
 
 
 def _refuse_stray_flags(context: click.Context, flags: dict[str, Any]) -> None:
@@ -224,6 +234,10 @@ def _request_flags(flags: dict[str, Any]) -> dict[str, object]:
 @click.pass_context
 def facts_command(context: click.Context, file: Path | None, as_json: bool) -> None:
     """Print what a server is told about this host, as JSON: for a build that is asked for elsewhere."""
+    from elivepatch.client.facts import host_facts
+    from elivepatch.client.state import check_output, write_whole
+    from elivepatch.kernel.running import running_kernel
+
     with subcommand(context, as_json=as_json) as command:
         root = command.host.root
         text = host_facts(running_kernel(root), root).dump_json() + "\n"
@@ -242,6 +256,10 @@ def facts_command(context: click.Context, file: Path | None, as_json: bool) -> N
 @click.pass_context
 def image_command(context: click.Context, file: Path | None, build_directory: Path | None, as_json: bool) -> None:
     """Write the image of the running kernel to a file: for a build that is made elsewhere."""
+    from elivepatch.client.image import write_image
+    from elivepatch.client.state import check_output
+    from elivepatch.kernel.running import running_kernel
+
     with subcommand(context, as_json=as_json, build_directory=build_directory) as command:
         host, output, settings = command.host, command.output, command.settings
         kernel = running_kernel(host.root)

@@ -6,19 +6,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from elivepatch.client.entry import INTERRUPTED
+from elivepatch.client.entry import INTERRUPTED, begin
 from elivepatch.client.host import Host
-from elivepatch.client.outcome import Failure, Outcome
 from elivepatch.client.output import Output
-from elivepatch.client.settings import Settings, load_settings
 from elivepatch.errors import ElivepatchError
+
+if TYPE_CHECKING:
+    from elivepatch.client.settings import Settings
 
 FILE = click.Path(path_type=Path)
 #: Where the flags of the program itself are kept for its subcommands.
@@ -31,27 +33,37 @@ def ending_well(output: Output) -> Generator[list[str]]:
 
     The list takes the warnings of the way there, which are part of the outcome however it ends.
     """
+    begin()
     warnings: list[str] = []
     try:
         yield warnings
     except ElivepatchError as error:
         output.error(error)
-        failure = Failure(code=error.code, message=error.message, hint=error.hint)
-        outcome = Outcome(status="error", exit_status=error.exit_status, error=failure, warnings=tuple(warnings))
-        output.data(outcome.dump())
+        _tell(output, error.exit_status, error.code, error.message, error.hint, warnings)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        failure = Failure(code="interrupted", message="It was interrupted.")
-        outcome = Outcome(status="error", exit_status=INTERRUPTED, error=failure, warnings=tuple(warnings))
-        output.data(outcome.dump())
+        _tell(output, INTERRUPTED, "interrupted", "It was interrupted.", None, warnings)
         output.line(
             "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
         )
         sys.exit(INTERRUPTED)
 
 
+def _tell(output: Output, exit_status: int, code: str, message: str, hint: str | None, warnings: Sequence[str]) -> None:
+    """The outcome as JSON, where that was asked for."""
+    if not output.as_json:
+        return
+    from elivepatch.client.outcome import Failure, Outcome
+
+    failure = Failure(code=code, message=message, hint=hint)
+    outcome = Outcome(status="error", exit_status=exit_status, error=failure, warnings=tuple(warnings))
+    output.data(outcome.dump())
+
+
 def settings_for(host: Host, output: Output, file: Path | None, flags: dict[str, object]) -> Settings:
     """The settings with the flags that were given; ``file`` takes the place of the usual one."""
+    from elivepatch.client.settings import load_settings
+
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     settings = load_settings(file=file, environment=os.environ, flags=given, user=host.user)
     output.debug_wanted = settings.debug
@@ -78,7 +90,13 @@ class Command:
 
 @contextlib.contextmanager
 def subcommand(context: click.Context, *, as_json: bool, **flags: object) -> Generator[Command]:
-    """Begin a subcommand; ``flags`` are its own that are settings."""
+    """Begin a subcommand; ``flags`` are its own that are settings.
+
+    What it needs beside the settings is read in by itself before: only then is it answered as it should be when it is
+    interrupted, and no command pays for what another needs.
+    """
+    import_module("elivepatch.client.settings")  # so that nothing is left to be read in behind `begin`
+
     host = context.ensure_object(Host)
     of_program: dict[str, Any] = context.meta[FLAGS]
     output = Output(as_json=as_json or of_program["as_json"])

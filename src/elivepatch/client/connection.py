@@ -9,7 +9,6 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
@@ -20,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from elivepatch.client.address import check_url, is_loopback, trust
 from elivepatch.client.event_stream import EventStream
 from elivepatch.client.host import Clock
+from elivepatch.client.inputs import Part
 from elivepatch.errors import (
     DownloadFailedError,
     ElivepatchError,
@@ -47,15 +47,6 @@ _HINT = "Check that elivepatch-server runs there, and the address (-u URL, ELIVE
 
 _Model = TypeVar("_Model", bound=Answer)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A file to send: the part of the request that it is, its name (for people) and its content."""
-
-    part: str
-    name: str
-    data: bytes = field(repr=False)
 
 
 class Connection:

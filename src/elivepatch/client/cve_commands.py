@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from elivepatch.client.command import FILE, Command, subcommand
-from elivepatch.client.connection import Connection
-from elivepatch.client.cve_mode import CveChoice, CveOutcome, CveRun
-from elivepatch.client.output import Output
-from elivepatch.client.state import write_whole
-from elivepatch.client.summary import summary
-from elivepatch.client.vex import open_vex
+from elivepatch.client.command import FILE, subcommand
 from elivepatch.errors import InvalidInputError
-from elivepatch.kernel.running import running_kernel
-from elivepatch.protocol.cves import CVE_ID, CveDetails
+
+if TYPE_CHECKING:
+    from elivepatch.client.command import Command
+    from elivepatch.client.cve_mode import CveOutcome
+    from elivepatch.client.output import Output
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 _VEX = click.option("--vex", type=FILE, metavar="FILE", help="Write it as OpenVEX too, for scanners.")
@@ -31,17 +28,28 @@ def cve_group() -> None:
     """The vulnerabilities of the running kernel, and closing them."""
 
 
-def _run(command: Command, choice: CveChoice, vex: Path | None) -> None:
+def _run(
+    command: Command, vex: Path | None, until: Literal["list", "plan", "apply"], **more: Any
+) -> NoReturn:  # Any: the fields of the choice
+    from elivepatch.client.cve_mode import CveChoice, CveRun
+
+    choice = CveChoice(until, **more)
     ended = CveRun(choice, command.settings, command.host, command.output, command.warnings).run()
     if vex is not None:
+        from elivepatch.client.state import write_whole
+        from elivepatch.client.vex import open_vex
+        from elivepatch.kernel.running import running_kernel
+
         document = open_vex(ended, running_kernel(command.host.root))
         write_whole(vex, document.encode(), mode=0o644)
         command.output.line(f"OpenVEX: {vex}")
     end_cve_run(ended, command.output)
 
 
-def end_cve_run(ended: CveOutcome, output: Output) -> None:
+def end_cve_run(ended: CveOutcome, output: Output) -> NoReturn:
     """Print how it ended, and leave with its exit status."""
+    from elivepatch.client.summary import summary
+
     output.data(ended.dump())
     outcome = ended.outcome
     if outcome is not None and outcome.error is not None:
@@ -54,11 +62,9 @@ def end_cve_run(ended: CveOutcome, output: Output) -> None:
     sys.exit(ended.exit_status)
 
 
-def _choice(until: Literal["list", "plan", "apply"], only: tuple[str, ...], score: float | None) -> CveChoice:
-    return CveChoice(until, tuple(_name(one) for one in only), score)
-
-
 def _name(text: str) -> str:
+    from elivepatch.protocol.cves import CVE_ID
+
     name = text.upper()
     if not CVE_ID.fullmatch(name):
         raise InvalidInputError(f"'{text[:40]}' is not the name of a vulnerability.", hint="Like CVE-2026-46300.")
@@ -72,7 +78,7 @@ def _name(text: str) -> str:
 def list_command(context: click.Context, vex: Path | None, as_json: bool) -> None:
     """List the vulnerabilities of the running kernel; nothing is tried."""
     with subcommand(context, as_json=as_json) as command:
-        _run(command, CveChoice("list"), vex)
+        _run(command, vex, "list")
 
 
 @cve_group.command("plan")
@@ -86,7 +92,7 @@ def plan_command(
 ) -> None:
     """Say which of them can be closed now: the server tries the fixes. Nothing is loaded."""
     with subcommand(context, as_json=as_json) as command:
-        _run(command, _choice("plan", only, min_score), vex)
+        _run(command, vex, "plan", only=tuple(map(_name, only)), min_score=min_score)
 
 
 @cve_group.command("apply")
@@ -108,8 +114,15 @@ def apply_command(
 ) -> None:
     """Close what can be closed: one livepatch with all fixes that work, and what is in force already."""
     with subcommand(context, as_json=as_json) as command:
-        chosen = _choice("apply", only, min_score)
-        _run(command, CveChoice("apply", chosen.only, min_score, yes, accept_warnings=accept_warnings), vex)
+        _run(
+            command,
+            vex,
+            "apply",
+            only=tuple(map(_name, only)),
+            min_score=min_score,
+            yes=yes,
+            accept_warnings=accept_warnings,
+        )
 
 
 @cve_group.command("show")
@@ -118,6 +131,9 @@ def apply_command(
 @click.pass_context
 def show_command(context: click.Context, name: str, as_json: bool) -> None:
     """Show what is known of one vulnerability: where it came in, where it is fixed, which files have it."""
+    from elivepatch.client.connection import Connection
+    from elivepatch.protocol.cves import CveDetails
+
     with subcommand(context, as_json=as_json) as command:
         settings, output = command.settings, command.output
         wanted = _name(name)

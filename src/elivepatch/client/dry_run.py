@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from elivepatch.client.connection import Connection, Part
+from elivepatch.client.connection import Connection
 from elivepatch.client.image import is_wanted
+from elivepatch.client.inputs import Part
 from elivepatch.client.outcome import DryRunReport, Outcome, SentFile
 from elivepatch.client.request import RequestRun
 from elivepatch.kernel.build_directory import find_build_directory

@@ -17,13 +17,18 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(INTERRUPTED)
 
 
+def begin() -> None:
+    """All that a command needs has been read in: from here on Ctrl-C raises, so that what is begun is undone."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Run the program."""
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has it ignored
-    if interruptible:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _leave)
+    # plugins of other packages change what a model takes; none belongs into a program that loads kernel modules
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     from elivepatch.client import cli
 
-    if interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The subcommands that look at this host's livepatches, or change which of them are in force."""
+"""The subcommands that look at this host's livepatches, or change which of them are in force.
+
+Each reads in what it needs when it is run, before it begins: 'status' must not take the time that a request takes.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,8 @@ from pathlib import Path
 
 import click
 
-from elivepatch.client.boot import Boot, boot_line
 from elivepatch.client.command import FILE, subcommand
-from elivepatch.client.history import history_lines, info, info_lines, told_history
-from elivepatch.client.load_file import FileLoad, FileWish
-from elivepatch.client.metrics import write_metrics
-from elivepatch.client.revert import Reverting, revert_lines
-from elivepatch.client.settle import Settling
-from elivepatch.client.state import StateDirectory
-from elivepatch.client.status import host_status, status_lines
-from elivepatch.client.summary import summary
-from elivepatch.client.uninstall import Uninstalling
 from elivepatch.errors import HostError, InvalidInputError
-from elivepatch.kernel.running import running_kernel
 
 _JSON_HELP = "Print the outcome as JSON on stdout."
 _TIMEOUT_HELP = "How long a transition may take."
@@ -35,6 +27,9 @@ def status_command(context: click.Context, as_json: bool, prometheus: Path | Non
 
     Exit status: 0 all is as it should be; 7 somebody should look; 8 a livepatch is in transition, or being changed.
     """
+    from elivepatch.client.metrics import write_metrics
+    from elivepatch.client.status import host_status, status_lines
+
     with subcommand(context, as_json=as_json) as command:
         found = host_status(command.host, command.settings.state_dir, guard=command.settings.crash_guard)
         if prometheus:
@@ -51,6 +46,9 @@ def status_command(context: click.Context, as_json: bool, prometheus: Path | Non
 @click.pass_context
 def history_command(context: click.Context, name: str | None, as_json: bool) -> None:
     """Show what was asked for, loaded and reverted on this host, or all of it that is about the livepatch NAME."""
+    from elivepatch.client.history import history_lines, told_history
+    from elivepatch.client.state import StateDirectory
+
     with subcommand(context, as_json=as_json) as command:
         found = told_history(StateDirectory(command.settings.state_dir, command.host.user), name)
         command.output.data(found.dump())
@@ -64,6 +62,9 @@ def history_command(context: click.Context, name: str | None, as_json: bool) -> 
 @click.pass_context
 def info_command(context: click.Context, module: str, as_json: bool) -> None:
     """Show all that is known of MODULE: the name of a livepatch of this host, or a module file."""
+    from elivepatch.client.history import info, info_lines
+    from elivepatch.client.state import StateDirectory
+
     with subcommand(context, as_json=as_json) as command:
         found = info(module, command.host, StateDirectory(command.settings.state_dir, command.host.user))
         command.output.data(found.dump())
@@ -105,6 +106,9 @@ def load_command(
     as_json: bool,
 ) -> None:
     """Check and load the file MODULE, which was built elsewhere."""
+    from elivepatch.client.load_file import FileLoad, FileWish
+    from elivepatch.client.summary import summary
+
     flags = {"verify": False if no_verify else None, "kpatch": kpatch, "transition_timeout": timeout}
     with subcommand(context, as_json=as_json, **flags) as command:
         wish = FileWish(module, report, patches, accept_warnings, drop_earlier, force)
@@ -116,16 +120,26 @@ def load_command(
 @click.command("revert")
 @click.argument("name", required=False)
 @click.option("--all", "everything", is_flag=True, help="Revert all livepatches of this kernel.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done; change nothing.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long the transition back may take.")
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 @click.pass_context
 def revert_command(
-    context: click.Context, name: str | None, everything: bool, timeout: float | None, as_json: bool
+    context: click.Context, name: str | None, everything: bool, dry_run: bool, timeout: float | None, as_json: bool
 ) -> None:
     """Disable the livepatch NAME, or the only one that there is, and unload its module."""
+    from elivepatch.client.dry_revert import RevertingDry, dry_revert_lines
+    from elivepatch.client.revert import Reverting, revert_lines
+
     if name and everything:
         raise click.UsageError("Either NAME or --all.", context)
     with subcommand(context, as_json=as_json, transition_timeout=timeout) as command:
+        if dry_run:
+            told = RevertingDry(command.settings, command.host, command.output).tell(name, everything=everything)
+            command.output.data(told.dump())
+            for line in dry_revert_lines(told):
+                command.output.result(line)
+            return
         reverting = Reverting(command.settings, command.host, command.output)
         if everything:
             done = reverting.all()
@@ -145,6 +159,8 @@ def revert_command(
 @click.pass_context
 def boot_command(context: click.Context, timeout: float | None, as_json: bool) -> None:
     """Load what was in force for this kernel when the host went down. For the init system."""
+    from elivepatch.client.boot import Boot, boot_line
+
     with subcommand(context, as_json=as_json, transition_timeout=timeout) as command:
         done = Boot(command.settings, command.host, command.output, command.warnings).run()
         command.output.data(done.dump())
@@ -158,6 +174,8 @@ def boot_command(context: click.Context, timeout: float | None, as_json: bool) -
 @click.pass_context
 def allow_command(context: click.Context, name: str, as_json: bool) -> None:
     """Let the livepatch NAME be loaded again at boot, although the host went down with it."""
+    from elivepatch.client.boot import Boot
+
     with subcommand(context, as_json=as_json) as command:
         done = Boot(command.settings, command.host, command.output, command.warnings).allow(name)
         command.output.data(done.dump())
@@ -170,6 +188,8 @@ def allow_command(context: click.Context, name: str, as_json: bool) -> None:
 @click.pass_context
 def mark_command(context: click.Context, what: str, as_json: bool) -> None:
     """Write down that the host is up, or that it goes down in an orderly way. For the init system."""
+    from elivepatch.client.boot import Boot
+
     with subcommand(context, as_json=as_json) as command:
         Boot(command.settings, command.host, command.output, command.warnings).mark(shutdown=what == "shutdown")
 
@@ -179,6 +199,11 @@ def mark_command(context: click.Context, what: str, as_json: bool) -> None:
 @click.pass_context
 def repair_command(context: click.Context, as_json: bool) -> None:
     """Make good what a crash or a kill left unfinished. Every command that changes something does so first."""
+    from elivepatch.client.settle import Settling
+    from elivepatch.client.state import StateDirectory
+    from elivepatch.client.status import host_status, status_lines
+    from elivepatch.kernel.running import running_kernel
+
     with subcommand(context, as_json=as_json) as command:
         if command.host.user != 0:
             raise HostError("The journal belongs to root.", hint="Run this with sudo.")
@@ -202,6 +227,8 @@ def repair_command(context: click.Context, as_json: bool) -> None:
 @click.pass_context
 def uninstall_command(context: click.Context, keep_loaded: bool, yes: bool, as_json: bool) -> None:
     """Revert this client's livepatches and remove all that it keeps on this host."""
+    from elivepatch.client.uninstall import Uninstalling
+
     with subcommand(context, as_json=as_json) as command:
         uninstalling = Uninstalling(command.settings, command.host, command.output, keep_loaded=keep_loaded)
         if not yes:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elivepatch.client.connection import Part
 from elivepatch.errors import InputTooLargeError, InvalidInputError, InvalidPatchError
 from elivepatch.protocol import limits
 
@@ -17,6 +16,15 @@ from elivepatch.protocol import limits
 _PATCH_LINE = re.compile(rb"(?m)^(?:diff |--- |\*\*\* |Index: )")
 #: The identifier of a vulnerability: https://www.cve.org/About/Process, "CVE ID".
 _CVE = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}(?![0-9])")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file to send: the part of the request that it is, its name (for people) and its content."""
+
+    part: str
+    name: str
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _ENTRY_BYTES = 4 * 1024 * 1024
 
 class _Model(BaseModel):
     # unknown fields are passed over: a newer client may have written more, and status must still work
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Step(_Model):
@@ -154,6 +154,8 @@ class Journal:
                     found.append(Entry.model_validate_json(stream.read(_ENTRY_BYTES)))
             except PermissionError:
                 raise
+            except FileNotFoundError:  # removed at this moment, as it was old
+                continue
             except (OSError, ValidationError) as error:
                 problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
         found.sort(key=lambda entry: (entry.number, entry.steps[0].time if entry.steps else 0, entry.id))

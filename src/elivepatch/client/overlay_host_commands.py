@@ -13,7 +13,6 @@ import click
 
 from elivepatch.client.command import FILE, subcommand
 from elivepatch.client.overlay_commands import FINDINGS
-from elivepatch.client.summary import tell
 from elivepatch.errors import ElivepatchError
 
 _JSON_HELP = "Print the outcome as JSON on stdout."
@@ -118,6 +117,7 @@ def apply_command(
     """Load all that the overlays of this host have for its kernel, or OVERLAY: one of them, or a directory."""
     from elivepatch.client.overlay_apply import Applying, ApplyWish
     from elivepatch.client.overlays import Overlays
+    from elivepatch.client.summary import tell
 
     flags = {
         "load": False if no_load else None,

@@ -203,20 +203,6 @@ def record_replaced(
     return gone
 
 
-def replaced_unsaid(entries: Sequence[Entry], kernel: RunningKernel) -> dict[str, str]:
-    """Livepatches that ended in this boot by being replaced, though a crash kept that out of the journal, and by what.
-
-    The journal says before a load what it will replace, and only afterwards that it was replaced.
-    """
-    held = {patch.name for patch in kernel.livepatches}
-    found: dict[str, str] = {}
-    for entry in entries:
-        here = entry.last is not None and entry.last.boot_id == kernel.boot_id
-        if here and entry.module and entry.touched_kernel:
-            found.update({name: entry.module.name for name in entry.replaces if name not in held})
-    return found
-
-
 # -- what is in force
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elivepatch.client.acceptance import MODULE_NAME, kernel_name
+from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep, ModuleStaysError
@@ -24,7 +25,7 @@ from elivepatch.protocol.models import Model
 #: Seconds that another client may take, beside its transition back, to undo what it is loading.
 _UNDO_PATIENCE = 30.0
 #: Last steps of livepatches that are not in the kernel and would be, or could be, loaded at boot.
-_WAITING = {"loaded", "guarded", "allowed"}
+WAITING = {"loaded", "guarded", "allowed"}
 
 
 class Reverted(Model):
@@ -65,7 +66,7 @@ class Reverting:
         A load of it that is under way in another process is interrupted, which undoes it. Raises InvalidInputError for
         what is no name, and what `Loader.revert` raises.
         """
-        module = self._module(name)
+        module = self.module_of(name)
         with self._locked(module) as (state, interrupted):
             entry = Journal(state).latest_of(module)
             if interrupted and entry and livepatch(module, self.host.root) is None:
@@ -75,12 +76,17 @@ class Reverting:
     def all(self) -> RevertedAll:
         """Revert all livepatches that the kernel holds, the last one first. For what it raises see `one`."""
         with self._locked(None) as (state, _):
-            numbers = {e.module.name: e.number for e in Journal(state).entries()[0] if e.module and e.touched_kernel}
-            names = [patch.name for patch in livepatches(self.host.root)]
-            names.sort(key=lambda name: numbers.get(name, 0), reverse=True)
+            names = self.last_first(Journal(state).entries()[0])
             return RevertedAll(reverted=tuple(self._revert(name, state) for name in names))
 
-    def _module(self, name: str | None) -> str:
+    def last_first(self, entries: Sequence[Entry]) -> list[str]:
+        """The livepatches that the kernel holds, the last one first."""
+        latest = latest_entries(entries)
+        names = [patch.name for patch in livepatches(self.host.root)]
+        return sorted(names, key=lambda name: latest[name].number if name in latest else 0, reverse=True)
+
+    def module_of(self, name: str | None) -> str:
+        """The module that is meant: the one of that name, or the only one. Raises HostError and InvalidInputError."""
         if name is None:
             names = [patch.name for patch in livepatches(self.host.root)]
             if not names:
@@ -97,14 +103,18 @@ class Reverting:
             )
         return module
 
+    def require_root(self) -> None:
+        """Raises HostError for everybody else."""
+        if self.host.user != 0:
+            raise HostError("Reverting a livepatch needs root.", hint="Run this with sudo.")
+
     @contextlib.contextmanager
     def _locked(self, module: str | None) -> Generator[tuple[StateDirectory, bool]]:
         """The lock, with journal and kernel in agreement, and whether a load had to be interrupted for it.
 
         ``module`` is what is to be reverted, None for all.
         """
-        if self.host.user != 0:
-            raise HostError("Reverting a livepatch needs root.", hint="Run this with sudo.")
+        self.require_root()
         state = StateDirectory(self.settings.state_dir, self.host.user)
         interrupted = False
         with contextlib.ExitStack() as stack:
@@ -118,14 +128,18 @@ class Reverting:
             Settling(self.host, self.settings, state, self.output).run(running_kernel(self.host.root))
             yield state, interrupted
 
-    def _interrupt(self, module: str | None, state: StateDirectory) -> bool:
-        """Tell a client that is loading this livepatch to end; it undoes the load. Gives whether there is one."""
+    def being_loaded(self, state: StateDirectory) -> list[str]:
+        """The livepatches that, by the journal, somebody is loading in this boot."""
         boot_id = running_kernel(self.host.root).boot_id
-        loading = [
+        return [
             entry.module.name
             for entry in Journal(state).entries()[0]
             if entry.module and entry.last and entry.last.step == "loading" and entry.last.boot_id == boot_id
         ]
+
+    def _interrupt(self, module: str | None, state: StateDirectory) -> bool:
+        """Tell a client that is loading this livepatch to end; it undoes the load. Gives whether there is one."""
+        loading = self.being_loaded(state)
         holder = state.holder()
         if not holder or not holder.isdecimal() or not (module in loading if module else loading):
             return False
@@ -138,7 +152,7 @@ class Reverting:
         kernel = running_kernel(self.host.root)
         journal = Journal(state)
         entry = journal.latest_of(module)
-        if livepatch(module, self.host.root) is None and entry and entry.last and entry.last.step in _WAITING:
+        if livepatch(module, self.host.root) is None and entry and entry.last and entry.last.step in WAITING:
             return self._forget(module, entry, journal, kernel)
         gone = livepatch(module, self.host.root) is None and not (self.host.root / "sys/module" / module).exists()
         if gone and entry and entry.last and entry.last.step == "replaced":

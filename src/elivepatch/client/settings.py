@@ -46,7 +46,7 @@ class OverlaySettings(BaseModel):
 class Settings(BaseModel):
     """All settings; docs/client.md describes each. Times are seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     url: str = Field(default=DEFAULT_URL, description="address of the build server")
     config: Path | None = Field(default=None, description="configuration of the kernel; found by itself if not set")
@@ -72,6 +72,9 @@ class Settings(BaseModel):
     )
     clock_tolerance: Annotated[float, Field(ge=0, le=7 * 24 * 3600)] = Field(
         default=900.0, description="how far the clocks of host and server may be apart"
+    )
+    journal_entries: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=100, description="how many finished entries the journal keeps; 0 for all"
     )
     build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
     state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from elivepatch.client.entries import crash_suspect, latest_entries, replaced_unsaid
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StepName, uptime
 from elivepatch.client.loader import Loader, ModuleStaysError
 from elivepatch.client.output import Output
-from elivepatch.client.plan import record_replaced, replaced_unsaid
+from elivepatch.client.plan import record_replaced
+from elivepatch.client.prune import prune
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory
 from elivepatch.client.transition import Transition
 from elivepatch.errors import HostError, TransitionTimeoutError
-from elivepatch.kernel.running import Livepatch, RunningKernel, livepatch
+from elivepatch.kernel.running import Livepatch, RunningKernel, livepatch, running_kernel
 
 #: Steps after which a livepatch is in force no more.
 _ENDED = {"replaced", "reverted", "undone"}
@@ -45,7 +47,7 @@ class Repair:
 
 def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]:
     """What there is to make good; ``entries`` are in the order of the journal."""
-    latest = {e.module.name: e for e in entries if e.module and e.touched_kernel}
+    latest = latest_entries(entries)
     held = {patch.name: patch for patch in kernel.livepatches}
     for entry in entries:
         last = entry.last
@@ -55,7 +57,7 @@ def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]
         name = entry.module.name if entry.module else ""
         if last.step in {"requested", "received"} and not here:
             yield Repair(entry, "write", "failed", "the host went down before the module was loaded")
-        elif not entry.touched_kernel:
+        elif not entry.touched_kernel or entry.module is None:
             continue
         elif latest[name] is not entry:
             if last.step == "loaded":
@@ -128,19 +130,6 @@ def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: Runni
         newest.setdefault(place, name)
 
 
-def crash_suspect(entry: Entry, kernel: RunningKernel, guard: float) -> str | None:
-    """Why a livepatch of an earlier boot must not be loaded again by itself; None where nothing speaks against it.
-
-    ``guard`` is how long (seconds) a host must stay up after a load.
-    """
-    last = entry.last
-    if not guard or last is None or last.step != "loaded" or last.boot_id == kernel.boot_id:
-        return None
-    if entry.survived or entry.stopped is not None:
-        return None
-    return f"the host went down, and not in an orderly way, before it was known to run {guard:.0f} s with it"
-
-
 @dataclass(frozen=True)
 class Settling:
     """Settles one host; the lock must be held."""
@@ -167,6 +156,7 @@ class Settling:
                 done = True
                 self._write(Repair(entry, "write", "guarded", why), journal, kernel)
             self._note_survival(entry, journal, kernel)
+        self._prune(journal)
         return done
 
     def note_shutdown(self, kernel: RunningKernel) -> None:
@@ -175,6 +165,20 @@ class Settling:
         for entry in journal.entries()[0]:
             if _in_force_here(entry, kernel):
                 journal.begin(entry).note(stopped=round(uptime(), 3))
+
+    def _prune(self, journal: Journal) -> None:
+        """Remove old entries, once journal and kernel agree."""
+        kernel = running_kernel(self.host.root)
+        entries, _ = journal.entries()
+        if any(True for _ in repairs(entries, kernel)):
+            return
+        held = {patch.name for patch in kernel.livepatches}
+        held |= {
+            e.module.name for e in entries if e.module and (self.host.root / "sys/module" / e.module.name).exists()
+        }
+        gone = prune(self.state, held, self.settings.journal_entries)
+        if gone:
+            self.output.line(f"journal: {gone} old {'entry is' if gone == 1 else 'entries are'} removed")
 
     def _unload_left_over(self, entries: Sequence[Entry], kernel: RunningKernel) -> None:
         """Unload modules of livepatches that ended in this boot: they patch nothing any more."""

@@ -43,7 +43,7 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(
@@ -63,7 +63,8 @@ def check_output(path: Path) -> None:
         )
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Bring to the disk which files a directory has. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from elivepatch.client.entries import crash_suspect, latest_entries, replaced_unsaid
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal
-from elivepatch.client.plan import replaced_unsaid
-from elivepatch.client.settle import crash_suspect
 from elivepatch.client.state import StateDirectory
 from elivepatch.kernel.running import Livepatch, RunningKernel, running_kernel, taint_flags
 from elivepatch.protocol.models import Model
@@ -106,7 +105,7 @@ def host_status(host: Host, state_dir: Path, *, guard: float = 600) -> HostStatu
     except PermissionError:
         readable = False
         problems.append(f"The journal below {state_dir} may not be read: run this as root.")
-    latest = _latest(entries)
+    latest = latest_entries(entries)
     known = readable and not busy
     found = HostStatus(
         release=kernel.release,
@@ -114,7 +113,7 @@ def host_status(host: Host, state_dir: Path, *, guard: float = 600) -> HostStatu
         taint=kernel.taint,
         taint_letters="".join(letter for letter, _ in taint_flags(kernel.taint or 0)),
         livepatches=tuple(joined(patch, latest.get(patch.name)) for patch in kernel.livepatches),
-        absent=tuple(_absent(kernel, entries, guard)) if known else (),
+        absent=tuple(absent_livepatches(kernel, entries, guard)) if known else (),
         busy=busy,
         disagreements=tuple(disagreements(kernel, latest, replaced_unsaid(entries, kernel))) if known else (),
         problems=tuple(problems),
@@ -128,10 +127,11 @@ def _exit_status(status: HostStatus) -> int:
     return ATTENTION if status.absent or status.disagreements or status.problems else 0
 
 
-def _absent(kernel: RunningKernel, entries: Sequence[Entry], guard: float) -> Iterator[AbsentLivepatch]:
+def absent_livepatches(kernel: RunningKernel, entries: Sequence[Entry], guard: float) -> Iterator[AbsentLivepatch]:
+    """The livepatches that the running kernel might be expected to hold, the youngest first."""
     held = {patch.name for patch in kernel.livepatches}
     shadowed = False
-    latest = _latest(entries)
+    latest = latest_entries(entries)
     for entry in reversed(entries):
         name = entry.module.name if entry.module else ""
         last = entry.last
@@ -152,11 +152,6 @@ def _absent(kernel: RunningKernel, entries: Sequence[Entry], guard: float) -> It
                 cves=entry.cves,
             )
         shadowed = shadowed or entry.at("loaded") is not None
-
-
-def _latest(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The youngest entry of each module that was given to a kernel or taken from it."""
-    return {e.module.name: e for e in entries if e.module and e.touched_kernel}
 
 
 def joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
@@ -188,7 +183,7 @@ def joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
 
 
 def disagreements(kernel: RunningKernel, latest: dict[str, Entry], replaced: Mapping[str, str]) -> Iterator[str]:
-    """Where kernel and journal say different things, in words; ``replaced`` is `plan.replaced_unsaid`."""
+    """Where kernel and journal say different things, in words; ``replaced`` is `entries.replaced_unsaid`."""
     held = {patch.name: patch for patch in kernel.livepatches}
     for name, patch in held.items():
         entry = latest.get(name)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Journal
 from elivepatch.client.output import Output
@@ -68,7 +69,7 @@ class Uninstalling:
     def _ours(self) -> list[str]:
         """The livepatches of this client that the kernel holds."""
         state = StateDirectory(self.settings.state_dir, self.host.user)
-        known = {e.module.name for e in Journal(state).entries()[0] if e.module and e.touched_kernel}
+        known = latest_entries(Journal(state).entries()[0])
         return [patch.name for patch in livepatches(self.host.root) if patch.name in known]
 
     def _remove(self, state: StateDirectory) -> None:

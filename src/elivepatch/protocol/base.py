@@ -13,7 +13,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class Model(BaseModel):
     """Base of all models: immutable, and nothing unknown is taken silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     def dump(self) -> dict[str, Any]:
         """As JSON-ready data, without the fields that do not apply."""
@@ -27,4 +27,4 @@ class Model(BaseModel):
 class Answer(Model):
     """Base of what a server says: a client takes no offence at fields that a newer server adds."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)

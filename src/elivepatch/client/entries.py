@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the entries of the journal mean for the kernel that runs now. Nothing is read or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elivepatch.client.journal import Entry
+from elivepatch.kernel.running import RunningKernel
+
+
+def latest_entries(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The youngest entry of each module that was given to a kernel or taken from it, by its name."""
+    return {e.module.name: e for e in entries if e.module and e.touched_kernel}
+
+
+def crash_suspect(entry: Entry, kernel: RunningKernel, guard: float) -> str | None:
+    """Why a livepatch of an earlier boot must not be loaded again by itself; None where nothing speaks against it.
+
+    ``guard`` is how long (seconds) a host must stay up after a load.
+    """
+    last = entry.last
+    if not guard or last is None or last.step != "loaded" or last.boot_id == kernel.boot_id:
+        return None
+    if entry.survived or entry.stopped is not None:
+        return None
+    return f"the host went down, and not in an orderly way, before it was known to run {guard:.0f} s with it"
+
+
+def replaced_unsaid(entries: Sequence[Entry], kernel: RunningKernel) -> dict[str, str]:
+    """Livepatches that ended in this boot by being replaced, though a crash kept that out of the journal, and by what.
+
+    The journal says before a load what it will replace, and only afterwards that it was replaced.
+    """
+    held = {patch.name for patch in kernel.livepatches}
+    found: dict[str, str] = {}
+    for entry in entries:
+        here = entry.last is not None and entry.last.boot_id == kernel.boot_id
+        if here and entry.module and entry.touched_kernel:
+            found.update({name: entry.module.name for name in entry.replaces if name not in held})
+    return found

@@ -1,0 +1,14 @@
+# @ECLASS: acct-group.eclass
+# @MAINTAINER:
+# nobody@gentoo.org
+# @SUPPORTED_EAPIS: 8
+# @BLURB: a stand-in, with what our ebuilds name and nothing else
+
+case ${EAPI} in
+	8) ;;
+	*) die "${ECLASS}: EAPI ${EAPI:-0} not supported" ;;
+esac
+
+SLOT="0"
+KEYWORDS="amd64"
+S=${WORKDIR}

@@ -1,0 +1,26 @@
+# @ECLASS: shell-completion.eclass
+# @MAINTAINER:
+# nobody@gentoo.org
+# @SUPPORTED_EAPIS: 8
+# @BLURB: a stand-in, with what our ebuilds name and nothing else
+
+case ${EAPI} in
+	8) ;;
+	*) die "${ECLASS}: EAPI ${EAPI:-0} not supported" ;;
+esac
+
+# @FUNCTION: newbashcomp
+# @DESCRIPTION:
+# A stand-in.
+newbashcomp() { :; }
+
+# @FUNCTION: newzshcomp
+# @DESCRIPTION:
+# A stand-in.
+newzshcomp() { :; }
+
+# @FUNCTION: newfishcomp
+# @DESCRIPTION:
+# A stand-in.
+newfishcomp() { :; }
+
