@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from elivepatch.errors import NotFoundError
+from elivepatch.protocol import limits
 from elivepatch.protocol.models import Build, BuildPage, BuildRequest, BuildStatus, Health, Kernels, Model, Problem
 from elivepatch.server.events import EventStreams, text_log
 from elivepatch.server.images import take_image
@@ -33,14 +34,17 @@ Digest = Annotated[
 _Responses = dict[int | str, dict[str, Any]]  # Any: FastAPI's own type
 
 _BINARY = {"type": "string", "format": "binary"}
-_FILES = {"type": "array", "items": _BINARY, "maxItems": 64}
+_FILES = {"type": "array", "items": _BINARY, "maxItems": limits.PATCHES}
 _FORM = {
     "type": "object",
-    "required": ["request", "patch"],
+    "required": ["request"],
     "additionalProperties": False,
     "properties": {
         "request": {"$ref": "#/components/schemas/BuildRequest"},
-        "patch": {**_FILES, "minItems": 1, "description": "the patches, in the order in which they apply"},
+        "patch": {
+            **_FILES,
+            "description": "the patches, in the order in which they apply; none only where the request has 'cves'",
+        },
         "base_patch": {**_FILES, "description": "patches that the running kernel already has"},
         "config": {**_BINARY, "description": "the configuration of the running kernel"},
         "check": {**_BINARY, "description": "a script for the boot test"},

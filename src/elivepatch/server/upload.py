@@ -246,7 +246,7 @@ def _as_job(parts: Mapping[str, Sequence[InputFile]]) -> Job:
     except ValidationError as error:
         raise model_error(error, "The part 'request'") from error
     if not parts["patch"] and request.cves is None:
-        raise InvalidInputError("The request has no patch.", hint="Send one to 64 parts 'patch'.")
+        raise InvalidInputError("The request has no patch.", hint="Send at least one part 'patch'.")
     config, check, symbols = (parts[name] for name in ("config", "check", "symbols"))
     return Job(
         request=request,
