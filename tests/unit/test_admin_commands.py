@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Administration: what is listed, found and removed of a cache, on caches made by hand."""
 
+import fcntl
 import json
 import os
 import time
@@ -12,8 +13,9 @@ from click.testing import CliRunner, Result
 from elivepatch.build.store import Store
 from elivepatch.errors import BusyError, NotFoundError
 from elivepatch.kernel.release import parse_release
-from elivepatch.server.admin_commands import choose, collect, collect_packages
+from elivepatch.server.admin_commands import choose, collect
 from elivepatch.server.cli import cli
+from elivepatch.server.downloads import collect_downloads, collect_packages, collect_trials
 from elivepatch.toolchains import roots
 from elivepatch.workshop import Workshop
 
@@ -248,3 +250,50 @@ def test_a_root_without_recipe_is_not_found(workshop: Workshop, command: str, na
     assert isinstance(done.exception, NotFoundError)
     assert "bookworm, trixie" in (done.exception.hint or "")
     assert (workshop.cache / "packages").is_dir()
+
+
+def _aged(path: Path, days: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * 5000)
+    moment = time.time() - days * 86400
+    os.utime(path, (moment, moment))
+    return path
+
+
+def test_what_can_be_downloaded_again_is_removed_and_mirrors_in_use_stay(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path)
+    gone = [
+        _aged(tmp_path / "sources/distfiles/linux-6.12.tar.xz", 1),
+        _aged(tmp_path / "sources/kernel.org/v6.x/patch-6.12.1.xz", 1),
+        _aged(tmp_path / "fixes" / f"{'a' * 40}.patch", 1),
+    ]
+    lock = _aged(tmp_path / "sources/distfiles/.linux-6.12.tar.xz.lock", 1)
+    old, used, held = (tmp_path / f"git/{name}.git" for name in ("old", "used", "held"))
+    for mirror in (old, used, held):
+        _aged(mirror / "packed-refs", 0 if mirror == used else 40)
+        moment = time.time() - 40 * 86400
+        os.utime(mirror, (moment, moment))
+    with held.with_suffix(".lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        removed = collect_downloads(workshop, rest_seconds=-1)
+    assert {one.kind for one in removed} == {"download", "mirror"}
+    assert sum(one.size for one in removed) >= 4 * 5000
+    assert not any(path.exists() for path in (*gone, old))
+    assert lock.exists()
+    assert used.is_dir()
+    assert held.is_dir()
+    assert [one.name for one in collect_downloads(workshop)] == ["held.git"]
+
+
+def test_what_just_came_stays(tmp_path: Path) -> None:
+    path = _aged(tmp_path / "fixes" / f"{'a' * 40}.patch", 0)
+    assert collect_downloads(Workshop(tmp_path)) == []
+    assert path.exists()
+
+
+def test_old_trials_are_removed(tmp_path: Path) -> None:
+    old = _aged(tmp_path / "cves/trials/old.json", 100)
+    new = _aged(tmp_path / "cves/trials/new.json", 1)
+    index = _aged(tmp_path / f"cves/{'b' * 64}.sqlite", 100)
+    assert {one.name for one in collect_trials(Workshop(tmp_path))} == {old.name, index.name}
+    assert new.exists()

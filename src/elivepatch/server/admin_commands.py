@@ -7,12 +7,10 @@ use.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import click
 
@@ -20,14 +18,12 @@ from elivepatch.build.host_images import HostImages
 from elivepatch.build.kernels import Kernels, list_kernels
 from elivepatch.build.store import Entry, Store, disk_usage
 from elivepatch.errors import BusyError, NotFoundError
-from elivepatch.kernel.release import parse_release
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.server import settings as server_settings
+from elivepatch.server.downloads import Removed, collect_downloads, collect_packages, collect_trials
 from elivepatch.toolchains.roots import Root
 from elivepatch.workshop import Workshop
 
-#: Downloads younger than this (seconds) stay: a kernel that is not there yet may just be made of them.
-PACKAGE_REST_SECONDS = 3600.0
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 
 
@@ -224,15 +220,6 @@ def parts_of(entry: Entry) -> dict[str, int]:
 # -- cleaning
 
 
-@dataclass(frozen=True)
-class Removed:
-    """Something that was removed from the cache; ``size`` is the bytes that this freed."""
-
-    kind: str
-    name: str
-    size: int
-
-
 @click.command("gc")
 @click.option(
     "--limit",
@@ -240,7 +227,11 @@ class Removed:
     metavar="BYTES",
     help="Bytes that kernels and sources may take; by default what the setting kernels_limit_bytes says.",
 )
-@click.option("--packages", is_flag=True, help="Remove downloaded packages that no prepared kernel was made of, too.")
+@click.option(
+    "--packages",
+    is_flag=True,
+    help="Remove downloads that no prepared kernel was made of, and git mirrors unused for a month, too.",
+)
 @_JSON
 def gc(limit: int | None, packages: bool, as_json: bool) -> None:
     """Remove kernels, sources and images of hosts, the least recently used first, until they are within a limit.
@@ -252,7 +243,8 @@ def gc(limit: int | None, packages: bool, as_json: bool) -> None:
     limit_bytes = settings.kernels_limit_bytes if limit is None else limit
     removed = collect(workshop.kernels, limit_bytes, workshop.images)
     if packages:
-        removed += collect_packages(workshop)
+        removed += [*collect_packages(workshop), *collect_downloads(workshop)]
+    removed += collect_trials(workshop)
     if as_json:
         freed = sum(one.size for one in removed)
         _print({"freed": freed, "removed": [{"kind": r.kind, "name": r.name, "size": r.size} for r in removed]})
@@ -285,37 +277,6 @@ def collect(kernels: Kernels, limit_bytes: int, images: HostImages | None = None
             total -= entry.size
             removed.append(Removed(kind, entry.key, entry.size))
     return removed
-
-
-def collect_packages(workshop: Workshop, rest_seconds: float = PACKAGE_REST_SECONDS) -> list[Removed]:
-    """Remove downloaded packages that no prepared kernel was made of.
-
-    Those that came less than ``rest_seconds`` ago stay.
-    """
-    needed = _needed_packages(workshop)
-    removed: list[Removed] = []
-    directory = workshop.cache / "packages"
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        # the change time says when it came here; the modification time is the server's
-        if path.name.startswith(".") or path.name in needed or path.lstat().st_ctime > time.time() - rest_seconds:
-            continue
-        size = path.lstat().st_blocks * 512
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-            removed.append(Removed("package", path.name, size))
-    return removed
-
-
-def _needed_packages(workshop: Workshop) -> set[str]:
-    """The files that the prepared kernels were made of, as far as the sources remember."""
-    releases = {parse_release(str(one["release"])) for one in list_kernels(workshop.kernels.store)}
-    needed: set[str] = set()
-    for source in (source for root in workshop.roots.installed() for source in workshop.kernel_sources(root)):
-        for release in releases:
-            files = source.remembered(release)
-            if files is not None:
-                needed.update(package.file for package in files.packages())
-    return needed
 
 
 # -- output
