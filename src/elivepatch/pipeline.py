@@ -125,13 +125,9 @@ def request_key(job: Job, workshop: Workshop) -> str:
 
 def _cves(request: BuildRequest, workshop: Workshop) -> object:
     """What decides a plan beside the kernel: the wish, and the state of the data."""
-    if request.cves is None or workshop.cves.index is None:
+    if request.cves is None:
         return None
-    try:
-        changed = workshop.cves.index.stat().st_mtime_ns
-    except OSError:
-        changed = None
-    return [request.cves.dump(), changed, workshop.cves.stable_git, workshop.cves.stable_http]
+    return [request.cves.dump(), workshop.cves.identity, workshop.cves.stable_git, workshop.cves.stable_http]
 
 
 def _kernel_facts(host: HostFacts | None) -> Mapping[str, object] | None:

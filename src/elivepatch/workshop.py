@@ -50,12 +50,13 @@ class CvePolicy:
     """Where the vulnerabilities of kernels and their fixes are read from.
 
     ``index`` is the file that was made of the CVE data. ``stable_git`` is a repository with the stable branches,
-    ``stable_http`` an address that gives single commits as patches.
+    ``stable_http`` an address that gives single commits as patches. ``identity`` stands for the state of the data.
     """
 
     index: Path | None = None
     stable_git: str | None = None
     stable_http: str | None = None
+    identity: str | None = None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ WRONG: list[tuple[dict[str, str], type[ElivepatchError], str]] = [
     (
         {f"d/{number:03}.patch": PATCH % number for number in range(limits.PATCHES + 1)},
         InputTooLargeError,
-        "more than 64",
+        f"more than {limits.PATCHES}",
     ),
     ({}, InvalidInputError, "cannot be read"),
 ]

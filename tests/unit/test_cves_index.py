@@ -125,6 +125,7 @@ def test_an_entry_that_cannot_be_read_is_not_dropped(tmp_path: Path) -> None:
     index = make(tmp_path / "other", {"CVE-2026-1000": Entry([f"5.0:{A}:0:0"])})
     index.update(open_feed(str(tmp_path / "feed"), tmp_path), Progress())
     assert [name for name, _ in index.problems()] == ["CVE-2024-26581", "CVE-2026-46300"]
+    assert "CVE-2024-26581" in names(index, "6.1.77")  # its versions are known, though its record is not
     assert index.state().entries == len(REAL)
 
 

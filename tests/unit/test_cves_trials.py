@@ -14,7 +14,7 @@ from elivepatch.build.prepared import PreparedKernel
 from elivepatch.cves.fixes import Fix, make_fix
 from elivepatch.cves.trials import Bench
 from elivepatch.cves.versions import KernelVersion, parse_version
-from elivepatch.errors import DoesNotCompileError, NothingToPatchError, UnavailableError
+from elivepatch.errors import CancelledError, DoesNotCompileError, NothingToPatchError, UnavailableError
 from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
@@ -213,7 +213,7 @@ def test_what_is_in_force_already_is_not_built_again(bench: Bench) -> None:
     fix = change("kernel/a.c", BASE, edited(3), name("a"))
     bench.job = Job(BuildRequest(kernel="6.1.170"), (InputFile("mine.patch", fix.patch(())),))
     machine = Machine()
-    assert run(bench, machine, Branch([fix]), name("a")) == {"a": "works"}
+    assert run(bench, machine, Branch([fix]), name("a")) == {"a": "in-force"}
     assert machine.asked == []
     assert bench.accepted == []
 
@@ -250,3 +250,61 @@ def test_a_fix_says_what_it_is_and_which_cves_it_closes() -> None:
     text = change("kernel/a.c", BASE, edited(3), name("a"), "mm: fix it").patch(["CVE-2026-1000", "CVE-2026-1001"])
     head = text.decode().split("diff --git")[0]
     assert head == f"commit {name('a')}\nSubject: mm: fix it\nCVE: CVE-2026-1000\nCVE: CVE-2026-1001\n\n"
+
+
+NEAR = """\
+int one(int len)
+{
+\tif (len > 4)
+\t\treturn -1;
+\treturn copy(len);
+}
+
+int two(int len)
+{
+\treturn copy(len);
+}
+"""
+
+
+def test_a_fix_is_not_taken_for_one_that_looks_alike_elsewhere_in_the_file(bench: Bench) -> None:
+    fixed = NEAR.replace("int two(int len)\n{\n", "int two(int len)\n{\n\tif (len > 4)\n\t\treturn -1;\n")
+    (bench.kernel.source / "kernel/a.c").write_text(NEAR)
+    diff = (
+        "diff --git a/kernel/a.c b/kernel/a.c\n--- a/kernel/a.c\n+++ b/kernel/a.c\n"
+        "@@ -9,3 +9,5 @@ int two(int len)\n {\n+\tif (len > 4)\n+\t\treturn -1;\n \treturn copy(len);\n }\n"
+    )
+    fix = make_fix(name("a"), "a check", diff.encode())
+    machine = Machine()
+    assert run(bench, machine, Branch([fix]), name("a")) == {"a": "works"}
+    (bench.kernel.source / "kernel/a.c").write_text(fixed)
+    bench.accepted = []
+    assert run(bench, machine, Branch([fix]), name("a")) == {"a": "contained"}
+
+
+def test_a_cancelled_build_ends_the_plan(bench: Bench) -> None:
+    cancelled = Report(status=BuildStatus.CANCELLED, key="k", exit_status=1, error="cancelled", message="ended")
+    bench.source, bench.build = Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), lambda *_: cancelled
+    with pytest.raises(CancelledError):
+        bench.try_all({name("a"): ["CVE-2026-1000"]})
+
+
+def test_a_failure_of_ours_is_no_verdict_on_a_fix(bench: Bench) -> None:
+    failed = Report(status=BuildStatus.FAILED, key="k", exit_status=1, error="disk-full", message="no space")
+    bench.source, bench.build = Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), lambda *_: failed
+    (trial,) = bench.try_all({name("a"): ["CVE-2026-1000"]}).values()
+    assert (trial.state, "no space" in (trial.message or "")) == ("unavailable", True)
+    with pytest.raises(UnavailableError):
+        bench.accepted = list(bench.source.fixes)
+        bench.together()
+
+
+def test_a_boot_test_that_fails_once_is_repeated_and_not_remembered(bench: Bench) -> None:
+    fix = change("kernel/a.c", BASE, edited(3), name("a"))
+    endings = [
+        Report(status=BuildStatus.REFUSED, key="k", exit_status=5, error="boot-test-failed", message="the load"),
+        Report(status=BuildStatus.DONE, key="k", exit_status=0),
+    ]
+    bench.source, bench.build, bench.accepted = Branch([fix]), lambda *_: endings.pop(0), [fix]
+    assert bench.together() is not None
+    assert bench.accepted == [fix]

@@ -98,3 +98,11 @@ def test_a_subject_names_a_fix(tmp_path: Path) -> None:
     cve, index = _open(tmp_path, [f"5.0:{D}:6.1.175:{A}"], "mm: Fix a leak")
     assert VendorFixes(subjects={"mm: Fix a leak": "6.1.170-1"}).reason(cve, index)
     assert VendorFixes(subjects={"mm: Fix another leak": "6.1.170-1"}).reason(cve, index) is None
+
+
+def test_a_patch_that_takes_a_fix_back_is_no_fix() -> None:
+    head = f'Subject: Revert "mm: Fix a leak"\n\nThis reverts commit {B} which is\ncommit {A} upstream.\n'
+    revert = f"{head}\n--- a/x\n+++ b/x\n"
+    fix = f"commit {A} upstream.\n\n--- a/x\n+++ b/x\n"
+    assert named_commits([("revert.patch", revert.encode())]) == {}
+    assert named_commits([("fix.patch", fix.encode()), ("revert.patch", revert.encode())]) == {}

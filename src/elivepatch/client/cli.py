@@ -194,8 +194,18 @@ def _close_cves(flags: dict[str, Any], settings: Settings, host: Host, output: O
     from elivepatch.client.cve_commands import end_cve_run
     from elivepatch.client.cve_mode import CveChoice, CveRun
 
+    for name in ("output", "check", "drop_earlier", "no_load"):
+        if flags[name]:
+            raise InvalidInputError(
+                f"'--{name.replace('_', '-')}' has no meaning for the CVE mode (-e).",
+                hint="'elivepatch cve plan' shows what would be loaded; 'elivepatch cve apply' has flags of its own.",
+            )
     choice = CveChoice(
-        yes=flags["yes"], patches=settings.patch, force=flags["force"], accept_warnings=flags["accept_warnings"]
+        until="plan" if flags["dry_run"] else "apply",
+        yes=flags["yes"],
+        patches=settings.patch,
+        force=flags["force"],
+        accept_warnings=flags["accept_warnings"],
     )
     end_cve_run(CveRun(choice, settings, host, output, warnings).run(), output)
 

@@ -15,6 +15,7 @@ from elivepatch.errors import InvalidInputError
 if TYPE_CHECKING:
     from elivepatch.client.command import Command
     from elivepatch.client.cve_mode import CveOutcome
+    from elivepatch.client.outcome import Outcome
     from elivepatch.client.output import Output
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
@@ -31,11 +32,11 @@ def cve_group() -> None:
 def _run(
     command: Command, vex: Path | None, until: Literal["list", "plan", "apply"], **more: Any
 ) -> NoReturn:  # Any: the fields of the choice
-    from elivepatch.client.cve_mode import CveChoice, CveRun
+    from elivepatch.client.cve_mode import CveChoice, CveOutcome, CveRun
 
     choice = CveChoice(until, **more)
     ended = CveRun(choice, command.settings, command.host, command.output, command.warnings).run()
-    if vex is not None:
+    if vex is not None and isinstance(ended, CveOutcome):
         from elivepatch.client.state import write_whole
         from elivepatch.client.vex import open_vex
         from elivepatch.kernel.running import running_kernel
@@ -46,10 +47,14 @@ def _run(
     end_cve_run(ended, command.output)
 
 
-def end_cve_run(ended: CveOutcome, output: Output) -> NoReturn:
+def end_cve_run(ended: CveOutcome | Outcome, output: Output) -> NoReturn:
     """Print how it ended, and leave with its exit status."""
-    from elivepatch.client.summary import summary
+    from elivepatch.client.outcome import Outcome
+    from elivepatch.client.summary import summary, tell
 
+    if isinstance(ended, Outcome):  # no plan was made
+        tell(ended, output)
+        sys.exit(ended.exit_status)
     output.data(ended.dump())
     outcome = ended.outcome
     if outcome is not None and outcome.error is not None:

@@ -20,12 +20,12 @@ import click
 from elivepatch.client.connection import Connection
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import InputFile, Wish
-from elivepatch.client.outcome import Outcome
+from elivepatch.client.outcome import Outcome, refusal
 from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory, write_whole
-from elivepatch.errors import HostError, InvalidInputError, ServerUnavailableError
+from elivepatch.errors import HostError, InvalidInputError, ServerUnavailableError, UnavailableError
 from elivepatch.kernel.running import RunningKernel
 from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveWish
 from elivepatch.protocol.models import BuildStatus, Model
@@ -75,10 +75,16 @@ class CveRun:
     output: Output
     warnings: list[str] = field(default_factory=list[str])
 
-    def run(self) -> CveOutcome:
-        """Do it. Raises any ElivepatchError of the client's side."""
-        scanning = RequestRun(Wish(()), self.settings, self.host, self.output, self.warnings)
-        kernel, target, _, state = scanning.prepare(settle=self.choice.until == "apply")
+    def run(self) -> CveOutcome | Outcome:
+        """Do it; an `Outcome` says why the server made no plan. Raises any ElivepatchError of the client's side."""
+        loading = self.choice.until == "apply"
+        settings = self.settings if loading else self.settings.model_copy(update={"load": False})
+        # the patches that were named come before the fixes, in the plan as in the livepatch
+        scanning = RequestRun(Wish(self.choice.patches), settings, self.host, self.output, self.warnings)
+        kernel, target, _, state = scanning.prepare(settle=loading)
+        if scanning.plan.present is not None:  # all that was named is in force: then it is as if nothing was
+            scanning = RequestRun(Wish(()), settings, self.host, self.output, self.warnings)
+            kernel, target, _, state = scanning.prepare(settle=False)
         if target != kernel.release:
             raise InvalidInputError(
                 f"The CVE mode is about the running kernel, not about {target}.",
@@ -87,9 +93,11 @@ class CveRun:
         cleared = state.path / _CLEARED
         closed = tuple(dict.fromkeys(scanning.plan.cves)) if not cleared.exists() else ()
         plan = self._ask(scanning, kernel, state, closed)
+        if isinstance(plan, Outcome):
+            return plan
         self.show(plan)
         ended = self._go_on(plan, kernel, closed)
-        if ended.status in {"applied", "nothing"}:
+        if ended.status == "applied":
             with contextlib.suppress(OSError):
                 cleared.unlink(missing_ok=True)
         return ended
@@ -98,13 +106,14 @@ class CveRun:
 
     def _ask(
         self, scanning: RequestRun, kernel: RunningKernel, state: StateDirectory, closed: tuple[str, ...]
-    ) -> CvePlan:
+    ) -> CvePlan | Outcome:
+        """The plan, or how it ended without one."""
         inputs = scanning.read_inputs(kernel.release, kernel)
         try:
             wish = CveWish(
                 loaded=loaded_modules(self.host.root),
-                closed=closed,
-                only=self.choice.only,
+                closed=tuple(sorted(closed)),
+                only=tuple(sorted(set(self.choice.only))),
                 min_score=self.choice.min_score,
                 fixes=self.choice.until != "list",
             )
@@ -115,14 +124,14 @@ class CveRun:
         request = scanning.request(kernel.release, kernel).model_copy(update={"cves": wish})
         with Connection(self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate) as connection:
             build = scanning.ask(connection, request, inputs, kernel, state)
-        report = build.report
-        if build.status is not BuildStatus.DONE or report is None or report.cves is None:
-            message = (report.message if report else None) or f"the server says that the plan is {build.status}"
+        if build.status is not BuildStatus.DONE:
+            return refusal(build, kernel.release, tuple(self.warnings))
+        if build.report is None or build.report.cves is None:
             raise ServerUnavailableError(
-                f"The server {self.settings.url} has no answer about this kernel's vulnerabilities: {message}",
-                hint=(report.hint if report else None) or "Look at the server's log; it needs the setting 'cve_feed'.",
+                f"The server {self.settings.url} calls the plan {build.id} done and reports none.",
+                hint="Look at the server's log, and whether it is of this version.",
             )
-        return report.cves
+        return build.report.cves
 
     # -- telling
 
@@ -136,8 +145,18 @@ class CveRun:
         )
         if scan.lower_bound:
             self._warn("the data knows less than this kernel: vulnerabilities found since are not in this list")
+        if scan.unreadable:
+            self._warn(f"entries of the data that cannot be read: {', '.join(scan.unreadable)}")
         for line in table(scan, all_of_them=self.choice.until == "list"):
             self.output.result(line)
+        known = {entry.id: entry for entry in scan.cves}
+        for name in self.choice.only:
+            entry = known.get(name)
+            if entry is None:
+                self._warn(f"{name} is not among the vulnerabilities of {scan.version}: it is fixed there, or unknown")
+            elif entry.trial is None:
+                why = f" ({entry.why})" if entry.why else ""
+                self.output.result(f"{name} is {what_happens(entry)}{why}")
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -158,6 +177,12 @@ class CveRun:
         )
         if self.choice.until == "list":
             return ended
+        if plan.problem is not None and self.choice.until == "apply":
+            raise UnavailableError(
+                plan.problem, hint="Nothing was loaded. Its operator finds in docs/cves.md what the server needs."
+            )
+        if plan.problem is not None:
+            self._warn(plan.problem)
         if not works and not self.choice.patches:
             self.output.result("nothing to do: no vulnerability of this kernel can be closed by a livepatch now")
             return ended.model_copy(update={"status": "nothing"})
@@ -214,7 +239,7 @@ def loaded_modules(root: Path) -> tuple[str, ...] | None:
         text = (root / "proc/modules").read_text()
     except OSError:
         return None
-    return tuple(line.split(" ", 1)[0] for line in text.splitlines() if line)
+    return tuple(sorted(line.split(" ", 1)[0] for line in text.splitlines() if line))
 
 
 def table(scan: CveScan, *, all_of_them: bool) -> Iterable[str]:

@@ -55,13 +55,16 @@ def _statement(entry: CveEntry, closed: set[str]) -> dict[str, object]:
         return {**said, "status": "fixed", "status_notes": "fixed in the running kernel by a livepatch"}
     if entry.state == "vendor-fixed":
         return {**said, "status": "fixed", "status_notes": entry.why or ""}
-    if entry.state == "not-built":
-        justification = "vulnerable_code_not_present"
-    elif entry.state == "not-loaded":
-        justification = "vulnerable_code_not_in_execute_path"
-    elif entry.state == "undecided":
+    if entry.state == "undecided":
         return {**said, "status": "under_investigation", "status_notes": entry.why or ""}
-    else:
-        action = f"Install a kernel of {entry.fix_version} or later." if entry.fix_version else "There is no fix yet."
-        return {**said, "status": "affected", "action_statement": action}
-    return {**said, "status": "not_affected", "justification": justification, "impact_statement": entry.why or ""}
+    if entry.state == "not-built":
+        return {
+            **said,
+            "status": "not_affected",
+            "justification": "vulnerable_code_not_present",
+            "impact_statement": entry.why or "",
+        }
+    action = f"Install a kernel of {entry.fix_version} or later." if entry.fix_version else "There is no fix yet."
+    if entry.state == "not-loaded":  # whoever can have the module loaded has the fault
+        action = f"Keep {', '.join(entry.objects)} from being loaded (modprobe.d(5): blacklist, install). {action}"
+    return {**said, "status": "affected", "action_statement": action}

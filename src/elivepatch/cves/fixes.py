@@ -131,8 +131,11 @@ class GitFixes:
         tag = _tag(version)
         if not names or not self.history.has(tag):
             return []
-        found = {one for name in names for one in self.history.introducing(tag, f"{commit}^", name)}
-        return self.history.ordered(sorted(found), tag)
+        try:
+            found = {one for name in names for one in self.history.introducing(tag, f"{commit}^", name)}
+            return self.history.ordered(sorted(found), tag)
+        except ProgramError:  # it took too long
+            return []
 
 
 def _tag(version: KernelVersion) -> str:

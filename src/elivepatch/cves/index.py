@@ -11,9 +11,11 @@ stable release if that is of its branch and not newer than itself.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import shutil
 import sqlite3
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elivepatch.cves.feed import EntryFiles, Feed
@@ -89,9 +91,10 @@ class FeedState:
 
 @dataclass(frozen=True)
 class Index:
-    """The file. It is replaced as a whole or changed in one transaction: readers see one state of the feed."""
+    """The file. It is replaced as a whole: whoever reads it sees one state of the feed."""
 
     path: Path
+    connection: sqlite3.Connection | None = field(default=None, repr=False, compare=False)
 
     # -- making
 
@@ -102,7 +105,7 @@ class Index:
         """
         listing = feed.listing(progress)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open(write=True) as data:
+        with self._aside() as aside, aside._open(write=True) as data:
             known = dict(data.execute("SELECT name, stamp FROM cve"))
             changed = sorted(name for name, stamp in listing.stamps.items() if known.get(name) != stamp)
             gone = sorted(known.keys() - listing.stamps.keys())
@@ -116,7 +119,39 @@ class Index:
         return self.state()
 
     @contextlib.contextmanager
+    def _aside(self) -> Generator[Index]:
+        """A copy that takes the place of the index when the block ends well; one at a time is made."""
+        aside = self.path.with_name(f".{self.path.name}.new")
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            aside.unlink(missing_ok=True)
+            if self._usable():
+                shutil.copyfile(self.path, aside)
+            try:
+                yield Index(aside)
+                aside.replace(self.path)
+            finally:
+                aside.unlink(missing_ok=True)
+
+    def _usable(self) -> bool:
+        """Whether what is there can be built on."""
+        try:
+            self.state()
+        except UnavailableError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def reading(self) -> Generator[Index]:
+        """The index as it is now, for several questions: what replaces it meanwhile is not seen."""
+        with self._open() as data:
+            yield replace(self, connection=data)
+
+    @contextlib.contextmanager
     def _open(self, *, write: bool = False) -> Generator[sqlite3.Connection]:
+        if self.connection is not None:
+            yield self.connection
+            return
         if not write and not self.path.exists():
             raise UnavailableError(
                 "There is no index of the kernel's vulnerabilities yet.",
@@ -183,7 +218,8 @@ class Index:
             for cve, _, v_version, v_commit, f_version, f_commit, own in rows:
                 dyad = Dyad(_parsed(v_version), v_commit, _parsed(f_version), f_commit)
                 lines.setdefault(cve, []).append((dyad, bool(own)))
-            data.execute("CREATE TEMP TABLE wanted (id INTEGER PRIMARY KEY)")
+            data.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (id INTEGER PRIMARY KEY)")
+            data.execute("DELETE FROM wanted")
             data.executemany("INSERT INTO wanted VALUES (?)", ((cve,) for cve in lines))
             files: dict[int, list[str]] = {}
             for cve, path in data.execute("SELECT cve, path FROM file WHERE cve IN (SELECT id FROM wanted)"):
@@ -249,10 +285,7 @@ def _parsed(text: str | None) -> KernelVersion | None:
 
 
 def _insert(data: sqlite3.Connection, files: EntryFiles, stamp: str) -> None:
-    try:
-        found, problem = _vulnerability(files), None
-    except FeedFormatError as error:
-        found, problem = Vulnerability(files.name, "", ()), str(error)
+    found, problem = _vulnerability(files)
     cve = data.execute(
         "INSERT INTO cve (name, title, score, vector, stamp, problem) VALUES (?, ?, ?, ?, ?, ?)",
         (found.name, found.title, found.score, found.vector, stamp, problem),
@@ -264,13 +297,18 @@ def _insert(data: sqlite3.Connection, files: EntryFiles, stamp: str) -> None:
     )
 
 
-def _vulnerability(files: EntryFiles) -> Vulnerability:
-    if files.dyad is None:
-        raise FeedFormatError(f"{files.name} has no dyads: which versions have it nobody says.")
-    dyads = parse_dyads(files.dyad.decode(errors="replace"), files.name)
-    if files.record is None:
-        return Vulnerability(files.name, "", dyads)
-    return parse_record(files.record, dyads, files.name)
+def _vulnerability(files: EntryFiles) -> tuple[Vulnerability, str | None]:
+    """An entry as far as it can be read, and what is wrong with it: without its record, the versions are known."""
+    dyads: tuple[Dyad, ...] = ()
+    try:
+        if files.dyad is None:
+            raise FeedFormatError(f"{files.name} has no dyads: which versions have it nobody says.")
+        dyads = parse_dyads(files.dyad.decode(errors="replace"), files.name)
+        if files.record is None:
+            return Vulnerability(files.name, "", dyads), None
+        return parse_record(files.record, dyads, files.name), None
+    except FeedFormatError as error:
+        return Vulnerability(files.name, "", dyads), str(error)
 
 
 def _vulnerable(dyad: Dyad) -> tuple[object, ...]:

@@ -5,22 +5,27 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from elivepatch.cves.fixes import Fix, FixSource
-from elivepatch.cves.index import Index
+from elivepatch.cves.fixes import Fix, FixSource, GitFixes
+from elivepatch.cves.index import Index, OpenCve
 from elivepatch.cves.kernel import upstream_version, vendor_fixes
 from elivepatch.cves.reach import Contents
-from elivepatch.cves.scan import scan
+from elivepatch.cves.scan import FilesOf, scan
 from elivepatch.cves.trials import Bench, Trial
+from elivepatch.errors import UnavailableError
 from elivepatch.pipeline import Job, wanted_kernel
 from elivepatch.progress import Progress
 from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveState, CveWish, FixTrial, PlannedPatch
+from elivepatch.protocol.models import Report
 from elivepatch.selection import hold_kernel
 from elivepatch.workshop import Workshop
+
+#: Outcomes of a fix with which its vulnerability is closed.
+_GOOD = {"works", "contained", "in-force"}
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,30 @@ class Planner:
                 contents=Contents(kernel),
                 loaded=wish.loaded,
                 closed=wish.closed,
+                files_of=self._files_of(),
             )
             chosen = _chosen(found.cves, wish)
+            if self.source is None and wish.fixes:
+                return CvePlan(scan=found, problem="This server has no place that fixes come from (stable_git).")
             if self.source is None or not wish.fixes or not chosen:
                 return CvePlan(scan=found)
             progress.phase("building", f"trying the fixes of {len(chosen)} vulnerabilities")
             bench = Bench(kernel, version, job, self.source, self.workshop, work, progress)
             return self._tried(found, chosen, bench)
+
+    def _files_of(self) -> FilesOf | None:
+        """How to learn the files of the branch's own fixes; None where there is no mirror to ask."""
+        source = self.source
+        if not isinstance(source, GitFixes):
+            return None
+
+        def files(cve: OpenCve) -> Sequence[str]:
+            commits = [
+                fix.fixed_commit for fix in cve.fixes if fix.fixed_commit and source.history.has(fix.fixed_commit)
+            ]
+            return tuple(dict.fromkeys(file for commit in commits for file in source.history.files(commit)))
+
+        return files
 
     def _tried(self, found: CveScan, chosen: Sequence[CveEntry], bench: Bench) -> CvePlan:
         wanted: dict[str, list[str]] = {}
@@ -69,25 +91,36 @@ class Planner:
             for commit in _fixing(entry):
                 wanted.setdefault(commit, []).append(entry.id)
         trials = bench.try_all(wanted)
-        good = [entry for entry in chosen if _works(entry, trials)]
-        bench.keep_only({commit for entry in good for commit in _commits(entry, trials)})
-        bench.together()
-        for commit, report in bench.dropped.items():
-            if commit in trials:
-                message = f"it does not go together with the others: {report.message}"
-                trials[commit] = replace(
-                    trials[commit], state="refused", message=message, diagnosis=report.diagnosis, needs=()
-                )
+        problem: str | None = None
+        while True:
+            good = [entry for entry in chosen if _works(entry, trials)]
+            bench.keep_only({commit for entry in good for commit in _commits(entry, trials)})
+            before = set(bench.dropped)
+            try:
+                bench.together()
+            except UnavailableError as error:
+                problem = f"All patches together could not be tried: {error.message}"
+            for commit in bench.dropped.keys() - before:
+                _refuse(trials, commit, bench.dropped[commit])
+            if not bench.dropped.keys() - before:
+                break
         outcomes = {entry.id: _outcome(entry, trials) for entry in chosen}
         works = {name for name, (state, trial) in outcomes.items() if state == "affected" and trial.state == "works"}
-        planned = [_planned(fix, [cve for cve in wanted.get(fix.commit, ()) if cve in works]) for fix in bench.accepted]
+        planned: list[PlannedPatch] = []
+        for fix in bench.accepted:
+            mine = [cve for cve in wanted.get(fix.commit, ()) if cve in works]
+            planned.append(_planned(fix, mine, {patch.name for patch in planned}))
         digests = {one.commit: one.sha256 for one in planned}
         entries = [
             _with_trial(entry, outcomes[entry.id], trials, digests) if entry.id in outcomes else entry
             for entry in found.cves
         ]
         counts = dict(Counter(entry.state for entry in entries))
-        return CvePlan(scan=found.model_copy(update={"cves": tuple(entries), "counts": counts}), patches=tuple(planned))
+        return CvePlan(
+            scan=found.model_copy(update={"cves": tuple(entries), "counts": counts}),
+            patches=tuple(planned),
+            problem=problem,
+        )
 
 
 def _chosen(entries: Iterable[CveEntry], wish: CveWish) -> list[CveEntry]:
@@ -103,8 +136,16 @@ def _chosen(entries: Iterable[CveEntry], wish: CveWish) -> list[CveEntry]:
     ]
 
 
+def _refuse(trials: dict[str, Trial], commit: str, report: Report) -> None:
+    """Note that a fix does not go together with the others; so does none that needs it."""
+    message = f"it does not go together with the others: {report.message}"
+    for one, trial in trials.items():
+        if one == commit or any(need.commit == commit for need in trial.needs):
+            trials[one] = replace(trial, state="refused", message=message, diagnosis=report.diagnosis, needs=())
+
+
 def _works(entry: CveEntry, trials: Mapping[str, Trial]) -> bool:
-    return all(commit in trials and trials[commit].state in {"works", "contained"} for commit in _fixing(entry))
+    return all(commit in trials and trials[commit].state in _GOOD for commit in _fixing(entry))
 
 
 def _fixing(entry: CveEntry) -> list[str]:
@@ -126,7 +167,9 @@ def _outcome(entry: CveEntry, trials: Mapping[str, Trial]) -> tuple[CveState, Fi
         return "affected", FixTrial(state="unavailable", message="the feed names no commit for one of its fixes")
     if all(trial.state == "contained" for trial in mine):
         return "vendor-fixed", FixTrial(state="not-tried", message=mine[0].message)
-    bad = next((trial for trial in mine if trial.state not in {"works", "contained"}), None)
+    if all(trial.state in {"contained", "in-force"} for trial in mine):
+        return "closed", FixTrial(state="not-tried", message="a livepatch in force has it already")
+    bad = next((trial for trial in mine if trial.state not in _GOOD), None)
     if bad is not None:
         state = "refused" if bad.state == "refused" else "unavailable"
         return "affected", FixTrial(
@@ -148,14 +191,16 @@ def _with_trial(
         mine = dict.fromkeys(commit for commit in _commits(entry, trials) if commit in digests)
         ordered = [commit for commit in digests if commit in mine]
         trial = trial.model_copy(update={"patches": tuple(digests[commit] for commit in ordered)})
-    why = trial.message if state == "vendor-fixed" else entry.why
+    why = trial.message if state in {"vendor-fixed", "closed"} else entry.why
     return entry.model_copy(update={"state": state, "why": why, "trial": trial})
 
 
-def _planned(fix: Fix, cves: Sequence[str]) -> PlannedPatch:
+def _planned(fix: Fix, cves: Sequence[str], taken: Collection[str]) -> PlannedPatch:
+    """A patch as the plan has it; named after its first vulnerability, which may have other patches too."""
     data = fix.patch(cves)
+    name = f"{cves[0] if cves else fix.commit[:12]}.patch"
     return PlannedPatch(
-        name=f"{cves[0] if cves else fix.commit[:12]}.patch",
+        name=name if name not in taken else f"{name.removesuffix('.patch')}-{fix.commit[:12]}.patch",
         sha256=hashlib.sha256(data).hexdigest(),
         commit=fix.commit,
         subject=fix.subject,

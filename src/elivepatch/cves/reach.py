@@ -75,12 +75,14 @@ class Contents:
         known = file in self._index.units or file in self._index.scanned
         if file.startswith(_BESIDE) and not known:  # the kernel includes a few files of tools/
             return FilePlace(file, "beside", why="not a part of a kernel")
-        if file in self._files:
+        if known or file in self._files:
             return self._in_tree(file, file)
         elsewhere = [path for path in self._by_name.get(file.rpartition("/")[2], ()) if _akin(path, file)]
         if len(elsewhere) == 1:
             found = self._in_tree(elsewhere[0], file)
-            return FilePlace(file, found.place, found.parents, f"here it is {elsewhere[0]}; {found.why}")
+            # that it is the same file is a guess: good enough to look at it, not to leave it out
+            place = found.place if found.place == "contained" else "unknown"
+            return FilePlace(file, place, found.parents, f"here it may be {elsewhere[0]}; {found.why}")
         if file.startswith("arch/") and not file.startswith("arch/x86/"):
             return FilePlace(file, "not-built", why="of another architecture")
         return FilePlace(file, "unknown", why="the tree of this kernel has no such file; mainline's may be newer")
@@ -130,8 +132,19 @@ class Reach:
 
 
 def reach(files: Iterable[str], contents: Contents) -> Reach:
-    """Judge the files of a vulnerability; one that is contained decides, and one that is not known keeps it open."""
+    """Judge the files of a vulnerability; one that is contained decides, and one that is not known keeps it open.
+
+    Source files count before headers: a header of a driver reaches further than the fault in the driver does. Where no
+    source file is contained and a header is, it cannot be told.
+    """
     places = [contents.place(file) for file in files]
+    code = [place for place in places if place.file.endswith(_UNITS) and place.place != "beside"]
+    if code:
+        headers = [place for place in places if place not in code and place.place == "contained"]
+        if headers and all(place.place == "not-built" for place in code):
+            why = f"its source files are not built, but a header of it is used: {_why(headers)}"
+            return Reach("undecided", tuple(dict.fromkeys(one for place in headers for one in place.parents)), why)
+        places = [place for place in places if place in code or place.place == "unknown"]
     parents = tuple(dict.fromkeys(parent for place in places for parent in place.parents))
     contained = [place for place in places if place.place == "contained"]
     if "vmlinux" in parents:

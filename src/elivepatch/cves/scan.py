@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from elivepatch.cves.index import Index, OpenCve
 from elivepatch.cves.reach import Contents, reach
@@ -12,6 +12,8 @@ from elivepatch.cves.records import Dyad
 from elivepatch.cves.vendor import VendorFixes
 from elivepatch.cves.versions import KernelVersion
 from elivepatch.protocol.cves import BranchFix, CveEntry, CveScan, CveState
+
+FilesOf = Callable[[OpenCve], Sequence[str]]
 
 
 def scan(
@@ -22,17 +24,31 @@ def scan(
     contents: Contents | None = None,
     loaded: Collection[str] | None = None,
     closed: Collection[str] = (),
+    files_of: FilesOf | None = None,
 ) -> CveScan:
     """Look a kernel up. Each vulnerability of its version is in the answer, with what is the matter with it.
 
     Without ``contents`` only version and vendor decide; ``loaded`` are the names of modules, None where nobody knows.
+    ``files_of`` gives the files of the branch's own fix, which the record names as they are called in mainline.
     """
+    with index.reading() as now:
+        return _scan(now, version, vendor or VendorFixes(), contents, loaded, frozenset(closed), files_of)
+
+
+def _scan(
+    index: Index,
+    version: KernelVersion,
+    vendor: VendorFixes,
+    contents: Contents | None,
+    loaded: Collection[str] | None,
+    closed: Collection[str],
+    files_of: FilesOf | None,
+) -> CveScan:
     state = index.state()
     newest = index.newest(version)
     have = None if loaded is None else {name.replace("-", "_") for name in loaded}
     entries = [
-        _entry(cve, *_judge(cve, index, vendor or VendorFixes(), contents, have, frozenset(closed)))
-        for cve in index.affecting(version)
+        _entry(cve, *_judge(cve, index, vendor, contents, have, closed, files_of)) for cve in index.affecting(version)
     ]
     return CveScan(
         data_date=state.date,
@@ -56,6 +72,7 @@ def _judge(
     contents: Contents | None,
     loaded: Collection[str] | None,
     closed: Collection[str],
+    files_of: FilesOf | None,
 ) -> tuple[CveState, str | None, tuple[str, ...]]:
     """The state of a vulnerability, why it is that, and the objects that have its code."""
     if cve.name in closed:
@@ -65,6 +82,8 @@ def _judge(
     if contents is None:
         return "affected", None, ()
     found = reach(cve.files, contents)
+    if found.state == "undecided" and files_of is not None and cve.fixes and (files := files_of(cve)):
+        found = reach(files, contents)
     if found.state == "built-in":
         return "affected", found.why, found.parents
     if found.state == "module":

@@ -8,6 +8,7 @@ is kept, what does not is told with its reason and left out: a fix that fails ne
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -23,6 +24,8 @@ from elivepatch.build.store import remove_tree
 from elivepatch.cves.fixes import Fix, FixSource, why_not
 from elivepatch.cves.versions import KernelVersion
 from elivepatch.errors import (
+    BootTestFailedError,
+    CancelledError,
     Diagnosis,
     DoesNotApplyError,
     DoesNotCompileError,
@@ -93,6 +96,8 @@ class Bench:
     def _try(self, commit: str) -> Trial:
         try:
             fix = self.source.get(commit, self.progress)
+        except CancelledError:
+            raise
         except NothingToPatchError as error:
             return Trial("refused", message=why_not(error), diagnosis=error.as_diagnosis(), predicted=False)
         except ElivepatchError as error:
@@ -102,7 +107,7 @@ class Bench:
         if self._contained(fix):
             return Trial("contained", fix, message="the source of this kernel has it already")
         if self.job.patches and self._contained(fix, in_force=True):
-            return Trial("works", fix, predicted=True, message="a livepatch in force has it already")
+            return Trial("in-force", fix, message="a livepatch in force has it already")
         try:
             predicted, diagnosis = self._examine((fix,))
             needs: tuple[Fix, ...] = ()
@@ -112,16 +117,25 @@ class Bench:
                 return Trial("unavailable", fix, message=why_not(error), diagnosis=error.as_diagnosis())
             needs = needed
             predicted, diagnosis = self._examine((*needs, fix))
+        except CancelledError:
+            raise
         except ElivepatchError as error:
             return Trial("refused", fix, predicted=False, message=why_not(error), diagnosis=error.as_diagnosis())
         report = self._build([*self._below((*needs, fix)), *needs, fix])
         if report.error == DoesNotCompileError.code and (more := self._lacking(fix, needs, report)):
             needs = (*more, *needs)
             report = self._build([*self._below((*needs, fix)), *needs, fix])
+        if report.status is BuildStatus.FAILED:
+            return Trial("unavailable", fix, predicted, f"it could not be tried: {report.message}", report.diagnosis)
         if report.status is not BuildStatus.DONE:
             return Trial("refused", fix, predicted, report.message, report.diagnosis or diagnosis, needs)
         self.accepted += [*needs, fix]
         return Trial("works", fix, predicted, needs=needs)
+
+    @property
+    def verify(self) -> bool:
+        """Whether all of it together is tried in a VM, as the request says."""
+        return self.job.request.verify
 
     # -- whether it applies
 
@@ -171,7 +185,11 @@ class Bench:
                     copy.write_bytes(found.data)
             words = ("git", "apply", "--check", "--reverse", "-p1", "-")
             environment = {"GIT_CEILING_DIRECTORIES": str(self.work), "GIT_CONFIG_GLOBAL": "/dev/null"}
-            return run(words, cwd=place, stdin=fix.change, check=False, env=environment).returncode == 0
+            if run(words, cwd=place, stdin=fix.change, check=False, env=environment).returncode != 0:
+                return False
+            # git finds places by their lines: what can still be applied elsewhere in the file is not there as a whole
+            forward = [word for word in words if word != "--reverse"]
+            return run(forward, cwd=place, stdin=fix.change, check=False, env=environment).returncode != 0
 
     def _needs(self, fix: Fix) -> tuple[Fix, ...] | None:
         """The commits of the branch that a fix needs to apply; None where these are not known, or too many."""
@@ -183,6 +201,8 @@ class Bench:
         for commit in commits:
             try:
                 one = self.source.get(commit, self.progress)
+            except CancelledError:
+                raise
             except ElivepatchError:
                 continue
             if commit not in have and not self._contained(one):
@@ -192,6 +212,8 @@ class Bench:
             needed = tuple(earlier[-count:])
             try:
                 self._examine((*needed, fix))
+            except CancelledError:
+                raise
             except ElivepatchError:
                 continue
             return needed
@@ -208,6 +230,8 @@ class Bench:
         try:
             found = tuple(self.source.get(commit, self.progress) for commit in commits)
             self._examine((*found, *needs, fix))
+        except CancelledError:
+            raise
         except ElivepatchError:
             return ()
         return found
@@ -219,7 +243,10 @@ class Bench:
         request = self.job.request.model_copy(update={"verify": verify, "cves": None})
         files = tuple(InputFile(name, data) for name, data in self._inputs(fixes))
         job = replace(self.job, request=request, patches=files)
-        kept = self.workshop.cache / "cves/trials" / f"{pipeline.request_key(job, self.workshop)}.json"
+        # the name of a kernel may mean another tree tomorrow
+        identity = (self.kernel.build_id, self.kernel.config_sha256, str(self.kernel.source))
+        key = hashlib.sha256("\n".join([pipeline.request_key(job, self.workshop), *identity]).encode()).hexdigest()
+        kept = self.workshop.cache / "cves/trials" / f"{key}.json"
         if (known := _read(kept)) is not None:
             return known
         place = Path(tempfile.mkdtemp(prefix="trial.", dir=self.work))
@@ -228,10 +255,13 @@ class Bench:
             report = self.build(job, self.workshop, place, Progress(_quietly(self.progress)))
         finally:
             remove_tree(place)
-        if report.status in {BuildStatus.DONE, BuildStatus.REFUSED}:
+        if report.status is BuildStatus.CANCELLED:
+            raise CancelledError(report.message)
+        # a boot test can fail for what else the machine does: that is not remembered
+        if report.status is BuildStatus.DONE or (
+            report.status is BuildStatus.REFUSED and report.exit_status != BootTestFailedError.exit_status
+        ):
             _keep(kept, report)
-        elif report.status is BuildStatus.CANCELLED:
-            raise UnavailableError(report.message, hint=report.hint)
         return report
 
     def keep_only(self, commits: Collection[str]) -> None:
@@ -241,6 +271,8 @@ class Bench:
             if fix.commit in commits:
                 try:
                     self._examine_on(kept, fix)
+                except CancelledError:
+                    raise
                 except ElivepatchError:
                     return
                 kept.append(fix)
@@ -250,20 +282,35 @@ class Bench:
         """Build all that was accepted together, and try it in a VM. What spoils it is taken out of ``accepted``."""
         while self.accepted:
             self.progress.step(f"all {len(self.accepted)} patches together")
-            report = self._build(self.accepted, verify=True)
+            report = self._build(self.accepted, verify=self.verify)
+            if report.exit_status == BootTestFailedError.exit_status:
+                report = self._build(self.accepted, verify=self.verify)
             if report.status is BuildStatus.DONE:
                 return report
             if report.status is not BuildStatus.REFUSED:
                 raise UnavailableError(report.message, hint=report.hint, diagnosis=report.diagnosis)
-            self._drop(self._first_bad(), report)
+            self.progress.step(f"they do not go together: {report.message}")
+            self._drop(self._suspect(report) or self._first_bad(), report)
         return None
+
+    def _suspect(self, report: Report) -> int | None:
+        """The last of the accepted fixes that touches a file which the findings name, if without it all is well."""
+        files = {finding.file for finding in report.diagnosis if finding.severity == "error" and finding.file}
+        index = next((at for at, fix in reversed(list(enumerate(self.accepted))) if files & set(fix.files)), None)
+        if not index:
+            return None
+        rest = [fix for at, fix in enumerate(self.accepted) if at != index]
+        return index if self._build(rest, verify=self.verify).status is BuildStatus.DONE else None
 
     def _first_bad(self) -> int:
         """Which of the accepted fixes is the first with which they cannot be built any more."""
         good, bad = 0, len(self.accepted)
         while bad - good > 1:
             middle = (good + bad) // 2
-            done = self._build(self.accepted[:middle], verify=True).status is BuildStatus.DONE
+            report = self._build(self.accepted[:middle], verify=self.verify)
+            if report.status is BuildStatus.FAILED:
+                raise UnavailableError(report.message, hint=report.hint, diagnosis=report.diagnosis)
+            done = report.status is BuildStatus.DONE
             good, bad = (middle, bad) if done else (good, middle)
         return bad - 1
 
@@ -276,6 +323,8 @@ class Bench:
         for fix in self.accepted:
             try:
                 self._examine_on(kept, fix)
+            except CancelledError:
+                raise
             except ElivepatchError:
                 self.dropped[fix.commit] = report
                 continue

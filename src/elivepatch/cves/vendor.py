@@ -25,6 +25,7 @@ _UPSTREAM = re.compile(
     r"\(cherry picked from commit ([0-9a-f]{40})\)|From ([0-9a-f]{40}) |commit ([0-9a-f]{40})$)",
     re.ASCII | re.MULTILINE | re.IGNORECASE,
 )
+_TAKES_BACK = re.compile(r'^(?:Subject: )?(?:\[[^]]*\] )*(?:Revert "|Reapply "|This reverts commit )', re.MULTILINE)
 #: Where the message of a patch ends.
 _CHANGE = re.compile(r"^(?:diff |--- \S|Index: )", re.MULTILINE)
 
@@ -65,9 +66,14 @@ def named_commits(patches: Iterable[tuple[str, bytes]]) -> dict[str, str]:
     for name, data in patches:
         text = data.decode(errors="replace")
         change = _CHANGE.search(text)
-        for match in _UPSTREAM.finditer(text[: change.start()] if change else text):
-            commit = next(group for group in match.groups() if group)
-            found.setdefault(commit.lower(), name)
+        head = text[: change.start()] if change else text
+        commits = [next(group for group in match.groups() if group).lower() for match in _UPSTREAM.finditer(head)]
+        if _TAKES_BACK.search(head):  # in order: what a later patch takes back is not there any more
+            for commit in [*commits, *re.findall(r"\b[0-9a-f]{40}\b", head)]:
+                found.pop(commit, None)
+            continue
+        for commit in commits:
+            found.setdefault(commit, name)
     return found
 
 

@@ -118,6 +118,7 @@ class CvePlan(Answer):
 
     scan: CveScan
     patches: tuple[PlannedPatch, ...] = ()
+    problem: str | None = Field(default=None, description="why fixes were not tried, or not together")
 
 
 class CveSpan(Answer):

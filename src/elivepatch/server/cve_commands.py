@@ -29,6 +29,7 @@ from elivepatch.protocol.models import BuildRequest
 from elivepatch.selection import WantedKernel, hold_kernel
 from elivepatch.server import settings as server_settings
 from elivepatch.server.build_command import make_request
+from elivepatch.server.cve_sync import sync as cve_sync
 from elivepatch.server.settings import Settings
 
 _FEED = click.option("--feed", metavar="FEED", help="Directory, archive or git address of the CVE data.")
@@ -49,7 +50,8 @@ def sync(feed: str | None, as_json: bool) -> None:
     place = feed or settings.cve_feed
     if place is None:
         raise InvalidInputError("No feed is configured.", hint="Set 'cve_feed', or name one with --feed.")
-    state = settings.cve_index.update(open_feed(place, settings.cache), _progress())
+    cve_sync(settings.model_copy(update={"cve_feed": place}), _progress())
+    state = settings.cve_index.state()
     if as_json:
         click.echo(
             f'{{"source": "{state.source}", "date": "{state.date}", "identity": "{state.identity}", '
@@ -141,7 +143,7 @@ def _wish(**given: object) -> CveWish:
 
 
 def _request(kernel: str, wish: CveWish) -> BuildRequest:
-    request = make_request(kernel, verify=False)
+    request = make_request(kernel, verify=True)
     return request.model_copy(update={"cves": wish})
 
 
@@ -189,6 +191,8 @@ def show_scan(found: CveScan) -> None:
     if found.lower_bound:
         known = f"only up to {found.newest_known}" if found.newest_known else "nothing"
         click.echo(f"  a lower bound: of this branch the data of {found.data_date} knows {known}")
+    if found.unreadable:
+        click.echo(f"  {len(found.unreadable)} entries of the data cannot be read: {', '.join(found.unreadable[:5])}")
     for state, number in sorted(found.counts.items(), key=lambda pair: -pair[1]):
         click.echo(f"  {state:12} {number:5}")
     for entry in sorted(found.cves, key=_worst):
@@ -198,6 +202,8 @@ def show_scan(found: CveScan) -> None:
 
 def show_plan(found: CvePlan) -> None:
     """A plan in words: what can be closed, then what cannot, with the reason."""
+    if found.problem:
+        click.echo(found.problem, err=True)
     tried = [entry for entry in found.scan.cves if entry.trial is not None]
     works = [entry for entry in tried if entry.trial is not None and entry.trial.state == "works"]
     click.echo(f"{found.scan.kernel}: {len(works)} of {len(tried)} CVEs can be closed by {len(found.patches)} patches")

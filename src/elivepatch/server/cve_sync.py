@@ -18,11 +18,11 @@ _log = logging.getLogger(__name__)
 
 def sync(settings: Settings, progress: Progress) -> None:
     """Read what is new, once. Raises what the feed and the mirror do; without a feed there is nothing to do."""
+    if settings.stable_git is not None:  # first: what the data name is to be there
+        open_fixes(settings.stable_git, None, settings.cache).update(progress)
     if settings.cve_feed is not None:
         state = settings.cve_index.update(open_feed(settings.cve_feed, settings.cache), progress)
         _log.info("CVE data of %s: %d entries.", state.date, state.entries)
-    if settings.stable_git is not None:
-        open_fixes(settings.stable_git, None, settings.cache).update(progress)
 
 
 class CveSync:

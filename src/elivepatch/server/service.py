@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elivepatch import pipeline
 from elivepatch.errors import (
@@ -69,9 +69,10 @@ class Service:
                 f"The image {job.request.image[:12]} is not here, or not any more.",
                 hint=f"Send it first: PUT images/{job.request.image}",
             )
-        if job.request.cves is not None:
-            self.settings.cve_index.state()  # without one, the answer is known
-        key = self.key(job, self.settings.workshop)
+        workshop = self.settings.workshop
+        if job.request.cves is not None:  # without data, the answer is known
+            workshop = _with_data(workshop, self.settings.cve_index.state().identity)
+        key = self.key(job, workshop)
         row = self._standing(key)
         if row is not None:
             return row
@@ -176,6 +177,13 @@ class Service:
             disk_free=free,
             problems=tuple(problems),
         )
+
+
+def _with_data(workshop: Workshop, identity: str) -> Workshop:
+    """The workshop with the state of the CVE data, which decides what a plan says."""
+    mirror = workshop.cache / "git"
+    refs = [path.read_text() for path in sorted(mirror.glob("*.git/elivepatch-refs"))] if mirror.is_dir() else []
+    return replace(workshop, cves=replace(workshop.cves, identity="\n".join([identity, *refs])))
 
 
 def _check_patches(job: Job) -> None:

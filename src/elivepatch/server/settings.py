@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     upload_seconds: Seconds = Field(default=60.0, description="how long an upload may take to arrive")
     image_seconds: Seconds = Field(default=3600.0, description="how long an image of a host may take to arrive")
     build_seconds: Seconds = Field(default=3600.0, description="how long a build may run")
+    plan_seconds: Seconds = Field(default=12 * 3600.0, description="how long a plan for vulnerabilities may be made")
     cancel_seconds: Seconds = Field(default=5.0, description="how long a cancelled build may take to end by itself")
     keepalive_seconds: Seconds = Field(default=15.0, description="silence in an event stream before a comment")
     retention_days: float = Field(

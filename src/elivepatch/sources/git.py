@@ -210,6 +210,11 @@ class GitRepository:
             done = self._bring("--prune", *shallow, self.url, *heads, progress=progress)
             if done.returncode != 0:
                 raise self._failed(done, "all")
+            refs = self._git("for-each-ref", "--format=%(objectname) %(refname)").stdout
+            stamp = self.mirror / "elivepatch-refs"  # stands for what is here; written anew only when that changed
+            digest = hashlib.sha256(refs.encode()).hexdigest()
+            if not stamp.exists() or stamp.read_text() != digest:
+                stamp.write_text(digest)
 
     def _resolved(self, ref: str) -> str:
         """The commit of a branch, tag or id in a whole mirror."""

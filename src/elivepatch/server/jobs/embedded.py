@@ -217,13 +217,19 @@ class EmbeddedEngine:
             watched.status, watched.noted = status, now
         if row.cancel:
             watched.reason = CancelledError()
-        elif row.started is not None and time.time() - row.started > self._settings.build_seconds:
+        elif row.started is not None and time.time() - row.started > self._limit(row):
+            name = "plan_seconds" if row.request.get("cves") is not None else "build_seconds"
             watched.reason = ResourceExhaustedError(
-                f"The build took longer than the {self._settings.build_seconds:.0f} s that one may take.",
-                hint="If the machine is slow or the kernel was new to it, raise the setting 'build_seconds'.",
+                f"The build took longer than the {self._limit(row):.0f} s that one may take.",
+                hint=f"If the machine is slow or the kernel was new to it, raise the setting '{name}'.",
             )
         if watched.reason is not None:
             self._ask_to_end(directory.worker(), watched)
+
+    def _limit(self, row: BuildRow) -> float:
+        """How long a build may run, in seconds."""
+        plan = row.request.get("cves") is not None
+        return self._settings.plan_seconds if plan else self._settings.build_seconds
 
     def _ask_to_end(self, worker: Worker | None, watched: _Watched) -> None:
         """End the process: politely first, so that it ends what it started, and for good after a while."""

@@ -79,7 +79,7 @@ def run(directory: JobDirectory, build: BuildFunction) -> int:
             if directory.events.stat().st_size:
                 progress.step("The process of this build died; it is started again.")
             report = build(job, directory.read_workshop(), directory.output, progress)
-        report = _checked(report, directory)
+        report = _checked(report.model_copy(update={"key": key}), directory)
     except ElivepatchError as error:
         report = failure(error, key)
     except OSError as error:
