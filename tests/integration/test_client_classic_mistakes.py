@@ -195,13 +195,13 @@ def test_the_version_is_the_hosts_own(rig: Rig) -> None:
     assert (request["kernel"], request["build_id"]) == (RELEASE, BUILD_ID)
 
 
-@pytest.mark.parametrize("words", [["-e"], ["-e", "-l"], ["-l"]])
-def test_the_cve_mode_marks_and_fetches_nothing(rig: Rig, words: list[str]) -> None:
-    result = rig.run(*words)
-    assert result.exit_code == 2
+def test_clearing_the_record_fetches_and_loads_nothing(rig: Rig) -> None:
+    result = rig.run("-l", patch=False)
+    assert result.exit_code == 0
+    assert "with caution" in result.stderr
     assert rig.server.seen == []
     assert list((rig.tmp / "cwd").iterdir()) == []
-    assert not rig.state.exists()
+    assert {path.name for path in rig.state.iterdir()} == {"lock", "cves-cleared"}
 
 
 def test_what_is_told_is_told_without_any_flag_and_without_colours(rig: Rig) -> None:

@@ -706,14 +706,6 @@ def test_a_foreign_livepatch_can_be_reverted(rig: Rig) -> None:
 # -- the command line
 
 
-@pytest.mark.parametrize("flag", ["-e", "-l", "--cve", "--clear"])
-def test_the_cve_mode_is_said_not_to_be_there(rig: Rig, flag: str) -> None:
-    result = rig.run(flag)
-    assert result.exit_code == 2
-    assert "not part of this version" in result.stderr
-    assert rig.server.seen == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.cves.fixes import Fix, make_fix
-from elivepatch.cves.trials import Bench
+from elivepatch.cves.trials import Bench, BuildFunction
 from elivepatch.cves.versions import KernelVersion, parse_version
 from elivepatch.errors import CancelledError, DoesNotCompileError, NothingToPatchError, UnavailableError
 from elivepatch.pipeline import InputFile, Job
@@ -94,6 +94,17 @@ class Machine:
 
 def refused(code: str, message: str) -> Report:
     return Report(status=BuildStatus.REFUSED, key="k", exit_status=3, error=code, message=message)
+
+
+def ends_with(*reports: Report) -> BuildFunction:
+    """Builds that end so, one after the other; the last of them for ever."""
+    left = list(reports)
+
+    def build(job: Job, workshop: Workshop, place: Path, progress: Progress) -> Report:
+        del job, workshop, place, progress
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return build
 
 
 def name(letter: str) -> str:
@@ -284,14 +295,14 @@ def test_a_fix_is_not_taken_for_one_that_looks_alike_elsewhere_in_the_file(bench
 
 def test_a_cancelled_build_ends_the_plan(bench: Bench) -> None:
     cancelled = Report(status=BuildStatus.CANCELLED, key="k", exit_status=1, error="cancelled", message="ended")
-    bench.source, bench.build = Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), lambda *_: cancelled
+    bench.source, bench.build = Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), ends_with(cancelled)
     with pytest.raises(CancelledError):
         bench.try_all({name("a"): ["CVE-2026-1000"]})
 
 
 def test_a_failure_of_ours_is_no_verdict_on_a_fix(bench: Bench) -> None:
     failed = Report(status=BuildStatus.FAILED, key="k", exit_status=1, error="disk-full", message="no space")
-    bench.source, bench.build = Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), lambda *_: failed
+    bench.source, bench.build = Branch([change("kernel/a.c", BASE, edited(3), name("a"))]), ends_with(failed)
     (trial,) = bench.try_all({name("a"): ["CVE-2026-1000"]}).values()
     assert (trial.state, "no space" in (trial.message or "")) == ("unavailable", True)
     with pytest.raises(UnavailableError):
@@ -305,6 +316,6 @@ def test_a_boot_test_that_fails_once_is_repeated_and_not_remembered(bench: Bench
         Report(status=BuildStatus.REFUSED, key="k", exit_status=5, error="boot-test-failed", message="the load"),
         Report(status=BuildStatus.DONE, key="k", exit_status=0),
     ]
-    bench.source, bench.build, bench.accepted = Branch([fix]), lambda *_: endings.pop(0), [fix]
+    bench.source, bench.build, bench.accepted = Branch([fix]), ends_with(*endings), [fix]
     assert bench.together() is not None
     assert bench.accepted == [fix]
