@@ -25,7 +25,7 @@ from elivepatch.cves.index import Index
 from elivepatch.cves.plan import Planner
 from elivepatch.pipeline import Job
 from elivepatch.progress import Progress, to_terminal
-from elivepatch.protocol.cves import CveEntry, CvePlan, CveWish
+from elivepatch.protocol.cves import CvePlan, CveWish, FixTrial
 from elivepatch.protocol.models import BuildRequest
 from elivepatch.server import settings as server_settings
 
@@ -42,39 +42,39 @@ REASONS = (
 )
 
 
-def reason(entry: CveEntry) -> str:
+def reason(trial: FixTrial) -> str:
     """Why a fix is no livepatch, as one of a few reasons."""
-    trial = entry.trial
-    assert trial is not None
     message = trial.message or ""
     return next((words for pattern, words in REASONS if re.search(pattern, message)), f"other: {message[:80]}")
 
 
 def table(plan: CvePlan) -> Iterable[str]:
-    """The figures as a table in Markdown."""
-    tried = [entry for entry in plan.scan.cves if entry.trial is not None]
-    works = [entry for entry in tried if entry.trial is not None and entry.trial.state == "works"]
-    said = {True: "possible", False: "impossible", None: "nothing"}
-    cells = Counter(
-        (said[entry.trial.predicted], entry.trial.state == "works") for entry in tried if entry.trial is not None
-    )
-    yield f"{len(works)} of {len(tried)} CVEs ({len(works) / len(tried):.0%}), by {len(plan.patches)} commits"
+    """The figures as tables in Markdown; what is counted are commits, each of which can fix several CVEs."""
+    tried = [entry for entry in plan.scan.cves if entry.trial is not None and entry.trial.state != "not-tried"]
+    closed = sum(entry.trial is not None and entry.trial.state == "works" for entry in tried)
+    trials = {entry.fix_commit: entry.trial for entry in tried if entry.trial is not None}
+    works = sum(trial.state == "works" for trial in trials.values())
+    yield f"{works} of {len(trials)} commits ({works / len(trials):.0%}), which close {closed} of {len(tried)} CVEs"
     yield ""
     yield "| said before building | works | does not |"
     yield "|---|---|---|"
+    said = {True: "possible", False: "impossible", None: "nothing: it does not apply"}
+    cells = Counter((said[trial.predicted], trial.state == "works") for trial in trials.values())
     for word in said.values():
         if cells[word, True] or cells[word, False]:
             yield f"| {word} | {cells[word, True]} | {cells[word, False]} |"
     yield ""
-    yield "| reason | CVEs |"
+    yield "| reason | commits |"
     yield "|---|---|"
-    for words, number in Counter(reason(entry) for entry in tried if entry not in works).most_common():
+    refused = Counter(reason(trial) for trial in trials.values() if trial.state != "works")
+    for words, number in refused.most_common():
         yield f"| {words} | {number} |"
 
 
 @click.command()
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures to this file.")
-def main(file: Path | None) -> None:
+@click.option("--alone", is_flag=True, help="Try each fix for itself, and not all of them together.")
+def main(file: Path | None, alone: bool) -> None:
     """Measure it; half an hour the first time."""
     progress = Progress(to_terminal(sys.stderr))
     workshop = server_settings.load().workshop
@@ -91,7 +91,7 @@ def main(file: Path | None) -> None:
         source = open_fixes(f"file://{stable.repository}", None, place / "mirrors")
         source.update(progress)
         request = BuildRequest(kernel=stable.release, cves=CveWish())
-        plan = Planner(index, source, workshop).plan(Job(request, ()), place, progress)
+        plan = Planner(index, source, workshop, joint=not alone).plan(Job(request, ()), place, progress)
     for line in table(plan):
         click.echo(line)
     if file is not None:

@@ -30,11 +30,12 @@ _GOOD = {"works", "contained", "in-force"}
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes plans. ``source`` None: nothing is tried, the plan is the scan."""
+    """Makes plans. ``source`` None: nothing is tried, the plan is the scan. ``joint`` False: not all fixes together."""
 
     index: Index
     source: FixSource | None
     workshop: Workshop
+    joint: bool = True
 
     def plan(self, job: Job, work: Path, progress: Progress) -> CvePlan:
         """The plan for the kernel of a job, whose patches are those in force; trials are made below ``work``.
@@ -97,7 +98,8 @@ class Planner:
             bench.keep_only({commit for entry in good for commit in _commits(entry, trials)})
             before = set(bench.dropped)
             try:
-                bench.together()
+                if self.joint:
+                    bench.together()
             except UnavailableError as error:
                 problem = f"All patches together could not be tried: {error.message}"
             for commit in bench.dropped.keys() - before:
