@@ -16,6 +16,7 @@ from elivepatch.client.portage_patches import (
     find_installed_kernel,
     installed_kernels,
     read_environment,
+    source_directory,
 )
 from elivepatch.errors import InputTooLargeError, InvalidInputError
 from elivepatch.protocol import limits
@@ -416,3 +417,12 @@ def test_a_damaged_database_is_an_error(tmp_path: Path) -> None:
     (directory / "SLOT").write_text("../..")
     with pytest.raises(InvalidInputError, match="its SLOT is"):
         installed_kernels(root=tmp_path, environment={})
+
+
+@pytest.mark.parametrize("target", ["x" * 300, "/" + "y" * 300, "loop"])
+def test_a_link_that_leads_nowhere_is_none(tmp_path: Path, target: str) -> None:
+    modules = tmp_path / "lib/modules/6.12.60-gentoo"
+    modules.mkdir(parents=True)
+    (modules / "loop").symlink_to("loop")
+    (modules / "source").symlink_to(target)
+    assert source_directory("6.12.60-gentoo", root=tmp_path) is None

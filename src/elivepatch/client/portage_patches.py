@@ -215,18 +215,20 @@ def source_directory(release: str, *, root: Path = Path("/")) -> Path | None:
     modules = root / "lib/modules" / release
     for name in ("source", "build"):
         try:
-            link = (modules / name).readlink()
-        except OSError:
+            place = _followed(modules / name, root)
+            # a directory that is itself a link, as /usr/src/linux is, counts by what it leads to
+            place = _followed(place, root) if place.is_symlink() else place
+            if place.is_dir():
+                return place
+        except OSError:  # no link, or one to a name that is longer than a name may be
             continue
-        # a link of the host, read from outside: what it leads to is below the root
-        place = root / str(link).lstrip("/") if link.is_absolute() else Path(os.path.normpath(modules / link))
-        # a directory that is itself a link, as /usr/src/linux is, counts by what it leads to
-        if place.is_symlink():
-            to = place.readlink()
-            place = root / str(to).lstrip("/") if to.is_absolute() else Path(os.path.normpath(place.parent / to))
-        if place.is_dir():
-            return place
     return None
+
+
+def _followed(link: Path, root: Path) -> Path:
+    """What a link of the host leads to, read from outside: it is below the root."""
+    to = link.readlink()
+    return root / str(to).lstrip("/") if to.is_absolute() else Path(os.path.normpath(link.parent / to))
 
 
 def _begins(release: str, version: str) -> bool:
