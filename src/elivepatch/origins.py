@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from elivepatch.build.image import HostImage
-from elivepatch.errors import KernelUnavailableError
+from elivepatch.errors import InvalidSettingError, KernelUnavailableError
 from elivepatch.kernel.config import parse_config
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import HostFacts
@@ -48,6 +49,11 @@ def find_tree(
                     hint="Set 'keyring' in its settings to a file with kernel.org's keys; docs/sources.md says which.",
                 )
             place = workshop.cache / "sources/kernel.org"
+            if not os.access(policy.keyring, os.R_OK):  # said before anything is downloaded
+                raise InvalidSettingError(
+                    f"The keyring '{policy.keyring}' cannot be read.",
+                    hint="The setting 'keyring' names a file with kernel.org's keys; docs/sources.md says which.",
+                )
             return KernelOrg(place, policy.keyring, policy.kernel_org).tree(reference.version)
         case GitReference():
             if policy.git is not None and not reference.url.startswith(tuple(policy.git)):

@@ -68,7 +68,7 @@ def test_the_last_line_of_an_option_counts() -> None:
     [
         (b"", "no option"),
         (b"# only a comment\n", "no option"),
-        (b"\x1f\x8b\x08\x00", "not text"),
+        (b"\x1f\x8b\x08\x00", "neither text"),
         (b"CONFIG_A=y\nrm -rf /\n", "Line 2"),
         (b"CONFIG_A=y\nexport CONFIG_B=y\n", "Line 2"),
         (b"CONFIG_A B=y\n", "Line 1"),

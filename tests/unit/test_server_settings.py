@@ -103,3 +103,16 @@ def test_every_setting_is_documented() -> None:
         assert row is not None, f"docs/operator.md does not list the setting '{name}'"
         if field.default_factory is None and not isinstance(field.default, bool) and field.default is not None:
             assert f"`{field.default}`" in row.replace(" ", "").replace("_", ""), f"the default of '{name}' is {row}"
+
+
+def test_a_list_that_is_no_json_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELIVEPATCH_GIT", "foo")
+    with pytest.raises(InvalidSettingError, match="ELIVEPATCH_GIT in the environment") as caught:
+        load()
+    assert "JSON" in (caught.value.hint or "")
+
+
+def test_a_place_with_control_characters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELIVEPATCH_CACHE", "/tmp/a\nb")
+    with pytest.raises(InvalidSettingError, match="control characters"):
+        load()

@@ -142,3 +142,9 @@ def test_what_is_no_tree(tmp_path: Path, text: str | None) -> None:
         (tmp_path / "Makefile").write_text(text)
     with pytest.raises(SourceRejectedError, match=str(tmp_path)):
         tree_version(tmp_path)
+
+
+def test_a_password_in_an_address_is_not_told_to_others() -> None:
+    with pytest.raises(InvalidInputError, match="holds a name or a password") as caught:
+        parse_reference("git:https://user:secretpw@example.org/x.git#main")
+    assert "secretpw" not in f"{caught.value.message} {caught.value.hint}"

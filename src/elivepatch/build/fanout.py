@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from posixpath import basename, dirname
+from posixpath import dirname
 
 from elivepatch.build.contents import foreign_module
 from elivepatch.build.includes import IncludeIndex, Tree
@@ -133,10 +133,10 @@ def _too_many(headers: Sequence[str], users: Sequence[str], limit: int) -> Diagn
     """The refusal of a header with too many users: how many, and who the biggest are."""
     places = Counter(_place(user) for user in users)
     biggest = ", ".join(f"{place} ({count})" for place, count in places.most_common(_NAMED))
-    first = ", ".join(basename(user) for user in users if _place(user) == places.most_common(1)[0][0])
+    first = [user for user in users if _place(user) == places.most_common(1)[0][0]]
     said = (
         f"{_names(headers)} reaches {len(users)} objects of this kernel; up to {limit} can be looked at. "
-        f"Most are in {biggest}; among them {', '.join(first.split(', ')[:_NAMED])}."
+        f"Most are in {biggest}; among them {', '.join(first[:_NAMED])}."
     )
     return finding("header-fan-out", said, file=headers[0])
 

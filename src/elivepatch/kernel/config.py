@@ -55,7 +55,9 @@ def parse_config(data: bytes) -> KernelConfig:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidInputError("The configuration is not text.", hint="Give the file uncompressed.") from error
+        raise InvalidInputError(
+            "The configuration is neither text nor gzip.", hint="Give /boot/config-RELEASE, or /proc/config.gz."
+        ) from error
     options: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if match := _SET.fullmatch(line):

@@ -159,9 +159,15 @@ def _host(path: Path | None) -> HostFacts | None:
         return HostFacts.model_validate_json(file.data)
     except ValidationError as error:
         raise InvalidInputError(
-            f"{path} does not hold the facts of a host: {error.errors()[0]['msg']}.",
-            hint="Write it on the host with: elivepatch facts --json -o FILE",
+            f"{path} does not hold the facts of a host: {_place(error)}{error.errors()[0]['msg']}.",
+            hint="Write it on the host with: elivepatch facts -o FILE",
         ) from error
+
+
+def _place(error: ValidationError) -> str:
+    """The field that is wrong, and a colon; nothing where it is all of it."""
+    place = ".".join(str(part) for part in error.errors()[0]["loc"])
+    return f"{place}: " if place else ""
 
 
 def _configuration(path: Path | None) -> bytes | None:

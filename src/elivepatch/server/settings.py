@@ -8,6 +8,7 @@ names. docs/operator.md lists every setting, and a test holds it to that.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -237,7 +238,15 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:  # Any: pydant
             _explain(error, given, FromFile.settings_file),
             hint="docs/operator.md lists every setting.",
         ) from error
-    except (SettingsError, ValueError, OSError) as error:
+    except SettingsError as error:
+        # A list or a table in the environment that is not JSON; pydantic-settings names the field.
+        field = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + field[1].upper() if field else PREFIX + "…"
+        raise InvalidSettingError(
+            f"What {name} in the environment says cannot be read.",
+            hint="Lists and tables are JSON there: ELIVEPATCH_GIT='[\"https://git.example.org/\"]'.",
+        ) from error
+    except (ValueError, OSError) as error:
         # A file that is not TOML, or cannot be read.
         raise InvalidSettingError(
             f"The settings file '{FromFile.settings_file}' cannot be read: {error}",
@@ -281,6 +290,11 @@ def _checked(settings: Settings) -> Settings:
             raise InvalidSettingError(f"Setting '{name}': there is no file '{path}'.", hint="Name a PEM file.")
     for name in ("data", "cache"):
         directory: Path = getattr(settings, name)
+        if not str(directory).isprintable():
+            raise InvalidSettingError(
+                f"Setting '{name}' must not hold control characters: {str(directory)!r}.",
+                hint="Name another directory.",
+            )
         if not directory.is_absolute():
             raise InvalidSettingError(
                 f"Setting '{name}' must be an absolute path, not '{directory}'.", hint="Begin it with '/'."

@@ -157,6 +157,12 @@ def _git(text: str) -> GitReference:
 
 def check_git(url: str, ref: str) -> None:
     """Raise InvalidInputError for an address or a ref that git might take for something else."""
+    if "@" in url.partition("://")[2].partition("/")[0] and not url.startswith("ssh:"):
+        shown = re.sub(r"://[^/]*@", "://…@", url)
+        raise InvalidInputError(
+            f"'{shown}' holds a name or a password, which would be told to others.",
+            hint="Leave it out, and give git on the server a credential helper (/etc/gitconfig).",
+        )
     if not _GIT_URL.fullmatch(url):
         raise InvalidInputError(f"'{url}' is not an address of a git repository.", hint="https://, ssh:// or git://")
     wrong = not _GIT_REF.fullmatch(ref) or any(part in ref for part in ("..", "//", "@{", "/.")) or ref == "@"
