@@ -29,11 +29,15 @@ def test_kills_at_random_moments_of_fifty_builds(tmp_path: Path) -> None:
     kills = {"build": 0, "server": 0, "both": 0}
     with serving(tmp_path / "data", jobs="3") as server:
         for round_ in range(10):
+            victim = dice.choice(list(kills))
             for number in range(5):
                 data = patch(f"{seed}.{round_}.{number}")
-                asked[post(server, "short-0.1", data).json()["id"]] = data
+                # the first one lasts, so that there is a build to be hit on a fast machine as on a slow one
+                length = "short-3" if victim == "build" and number == 0 else "short-0.1"
+                asked[post(server, length, data).json()["id"]] = data
+            if victim == "build":
+                _await_build(server)
             time.sleep(dice.uniform(0.0, 1.2))
-            victim = dice.choice(list(kills))
             kills[victim] += _kill(server, victim, dice)
             _check_what_is_served(server, asked)
         # Kills can hit both attempts of a build, and then it is said to have failed; no build may be anything else.
@@ -73,6 +77,15 @@ def _kill(server: ServerProcess, victim: str, dice: random.Random) -> int:
                 _start_and_kill(server, dice)
         server.start()
     return hit
+
+
+def _await_build(server: ServerProcess, seconds: float = 30.0) -> None:
+    """Wait until the process of a build runs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if any(JobDirectory(path).running() for path in (server.data / "builds").iterdir()):
+            return
+        time.sleep(0.02)
 
 
 def _kill_builds(server: ServerProcess, dice: random.Random) -> int:
