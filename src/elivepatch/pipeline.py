@@ -482,6 +482,8 @@ def read_inputs(paths: Sequence[Path], limit_bytes: int, what: str) -> tuple[Inp
             with path.open("rb") as stream:
                 data = stream.read(limit_bytes + 1)
         except OSError as error:
-            raise InvalidInputError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+            raise InvalidInputError(
+                f"The {what} {path} cannot be read: {error.strerror}.", hint="Name files, one by one in their order."
+            ) from error
         found.append(InputFile(path.name, data))
     return tuple(found)

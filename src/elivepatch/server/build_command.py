@@ -189,6 +189,12 @@ def _image(vmlinux: Path | None, symvers: Path | None) -> HostImage | None:
     for path in (vmlinux, *([symvers] if symvers is not None else [])):
         try:
             with path.open("rb") as stream:
+                if path == vmlinux and stream.read(4) != b"\x7fELF":
+                    raise InvalidInputError(
+                        f"{path} is not an image of a kernel: it is no ELF file.",
+                        hint="Name vmlinux of the directory that the kernel was built in, not bzImage or vmlinuz.",
+                    )
+                stream.seek(0)
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
             raise InvalidInputError(f"{path} cannot be read: {error.strerror}.", hint="Name a file.") from error
