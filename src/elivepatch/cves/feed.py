@@ -75,14 +75,12 @@ class Feed(Protocol):
         ...
 
 
-def open_feed(place: str, cache: Path, *, git_allowed: bool = True) -> Feed:
+def open_feed(place: str, cache: Path) -> Feed:
     """The feed that a setting or a flag names: a path, or the address of a git repository with an optional ``#REF``.
 
     Raises InvalidInputError for what is neither.
     """
     if re.match(r"(?:https?|git|ssh|file)://", place):
-        if not git_allowed:
-            raise InvalidInputError(f"The feed '{place[:200]}' is not a path.", hint=_HINT)
         url, _, ref = place.partition("#")
         return GitFeed(GitRepository(url, cache, local=True), ref or "master")
     path = Path(place)

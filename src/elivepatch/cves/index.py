@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import shutil
 import sqlite3
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,8 +38,6 @@ CREATE TABLE dyad (
     PRIMARY KEY (cve, number)
 ) WITHOUT ROWID;
 CREATE INDEX dyad_branch ON dyad (f_branch, cve);
-CREATE INDEX dyad_vulnerable ON dyad (v_commit);
-CREATE INDEX dyad_fixed ON dyad (f_commit);
 CREATE TABLE file (cve INTEGER NOT NULL REFERENCES cve ON DELETE CASCADE, path TEXT NOT NULL, PRIMARY KEY (cve, path))
 WITHOUT ROWID;
 """
@@ -59,7 +57,6 @@ AND NOT coalesce(
 )
 ORDER BY cve, f_step, number
 """
-_FIXED_BY = "SELECT cve.name FROM dyad JOIN cve ON cve.id = dyad.cve WHERE f_commit = ?"
 
 
 @dataclass(frozen=True)
@@ -263,15 +260,6 @@ class Index:
             score,
             vector,
         )
-
-    def fixed_by(self, commits: Iterable[str]) -> dict[str, set[str]]:
-        """The vulnerabilities that commits fix, in mainline or in any branch: their names with those commits."""
-        found: dict[str, set[str]] = {}
-        with self._open() as data:
-            for commit in sorted(set(commits)):
-                for (name,) in data.execute(_FIXED_BY, (commit,)):
-                    found.setdefault(name, set()).add(commit)
-        return found
 
 
 def sort_key(name: str) -> tuple[int, int]:

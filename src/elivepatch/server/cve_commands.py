@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -53,10 +55,7 @@ def sync(feed: str | None, as_json: bool) -> None:
     cve_sync(settings.model_copy(update={"cve_feed": place}), _progress())
     state = settings.cve_index.state()
     if as_json:
-        click.echo(
-            f'{{"source": "{state.source}", "date": "{state.date}", "identity": "{state.identity}", '
-            f'"entries": {state.entries}}}'
-        )
+        click.echo(json.dumps(asdict(state)))
     else:
         click.echo(f"{state.entries} CVEs of {state.date}, from {printable(state.source)}")
 
