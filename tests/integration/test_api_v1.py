@@ -360,7 +360,7 @@ def test_what_is_too_large_is_stopped_on_the_way(server: ServerProcess, client: 
         (form(patch("x"), b""), "config"),
         (form(b"no patch", CONFIG), ""),
         (form(patch("x"), b"rm -rf /\n"), "Line 1"),
-        (form(patch("x"), b"\xff\xfe"), "not text"),
+        (form(patch("x"), b"\xff\xfe"), "neither text"),
         (form(patch("x"), CONFIG, [b"no patch"]), ""),
         (part("main_patch", "a", patch("x")) + form(patch("y"), CONFIG), "main_patch"),
         (part("other", "a", b"") + form(patch("y"), CONFIG), "other"),
