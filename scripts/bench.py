@@ -32,7 +32,7 @@ from elivepatch import pipeline, process
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import ElivepatchError, InternalError
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 from elivepatch.server import settings as server_settings

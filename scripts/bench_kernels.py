@@ -21,8 +21,8 @@ import click
 
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
+from elivepatch.job import InputFile, Job
 from elivepatch.kernel.release import Release
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.protocol.models import BuildRequest
 from elivepatch.server import settings as server_settings

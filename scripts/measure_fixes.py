@@ -23,7 +23,7 @@ from elivepatch.cves.feed import open_feed
 from elivepatch.cves.fixes import open_fixes
 from elivepatch.cves.index import Index
 from elivepatch.cves.plan import Planner
-from elivepatch.pipeline import Job
+from elivepatch.job import Job
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.protocol.cves import CvePlan, CveWish, FixTrial
 from elivepatch.protocol.models import BuildRequest

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from elivepatch import pipeline
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.progress import Event, Progress
 from elivepatch.protocol.models import BuildRequest, Report
 from elivepatch.workshop import Workshop

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import os
 import shutil
 import tempfile
 import time
@@ -20,9 +17,7 @@ from elivepatch.build.compiler import CompiledObject, Compiler
 from elivepatch.build.engines.choose import choose_engine
 from elivepatch.build.engines.engine import DiffObject, Engine
 from elivepatch.build.engines.klp import KlpEngine
-from elivepatch.build.engines.klp_tools import FORMAT as KLP_FORMAT
 from elivepatch.build.engines.kpatch import KpatchEngine
-from elivepatch.build.image import HostImage
 from elivepatch.build.level import image_level
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
@@ -37,10 +32,9 @@ from elivepatch.errors import (
     DiskFullError,
     ElivepatchError,
     InternalError,
-    InvalidInputError,
     ProofFailedError,
-    UnavailableError,
 )
+from elivepatch.job import Job, request_key, wanted_kernel
 from elivepatch.kernel.config import parse_config
 from elivepatch.patches import doctor
 from elivepatch.patches.apply import apply_series
@@ -49,13 +43,11 @@ from elivepatch.patches.series import parse_series
 from elivepatch.patches.tree import Tree
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import (
-    BuildRequest,
     BuildStatus,
     CacheReport,
     ChangedFunction,
     EngineName,
     EngineReport,
-    HostFacts,
     KernelReport,
     ModuleReport,
     Proof,
@@ -65,81 +57,13 @@ from elivepatch.protocol.models import (
     Timings,
     Verification,
 )
-from elivepatch.selection import WantedKernel, hold_kernel
+from elivepatch.selection import hold_kernel
 from elivepatch.toolchains.sandbox import tool_prefix
-from elivepatch.version import installed_version
 from elivepatch.vm.boot_test import BootTestRejectedError, GuestKernel, Subject, boot_test
 from elivepatch.workshop import TOOLS_ROOT, Workshop
 
 #: Characters of a message in the last event; the report has all of it.
 _LINE = 200
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file that came with a request. ``name`` is for people only, it is never a path."""
-
-    name: str
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a build is made from.
-
-    ``symbols`` is the packed symbol layout of the host's kernel, ``image`` its own image, where they were sent.
-    """
-
-    request: BuildRequest
-    patches: tuple[InputFile, ...]
-    base_patches: tuple[InputFile, ...] = ()
-    config: bytes | None = field(default=None, repr=False)
-    check: bytes | None = field(default=None, repr=False)
-    symbols: bytes | None = field(default=None, repr=False)
-    image: HostImage | None = None
-
-
-def request_key(job: Job, workshop: Workshop) -> str:
-    """The key of a build: a digest of all that decides its bytes and its report. Cheap: no kernel is looked up."""
-    request = job.request
-    parts: dict[str, object] = {
-        "elivepatch": installed_version(),
-        "kernel": request.kernel,
-        "build_id": request.build_id,
-        "verify": request.verify,
-        "proof": request.proof,
-        "host": _kernel_facts(request.host),
-        "image": job.image.digest if job.image is not None else request.image,
-        "patches": [_digest(file.data) for file in job.patches],
-        "base_patches": [_digest(file.data) for file in job.base_patches],
-        "config": _digest(job.config),
-        "check": _digest(job.check),
-        "symbols": _digest(job.symbols),
-        "engine": request.engine,
-        "cves": _cves(request, workshop),
-        "klp": KLP_FORMAT,  # kpatch's version is a part of its root's digest
-        "roots": {root.name: root.digest for root in workshop.roots.installed()},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _cves(request: BuildRequest, workshop: Workshop) -> object:
-    """What decides a plan beside the kernel: the wish, and the state of the data."""
-    if request.cves is None:
-        return None
-    return [request.cves.dump(), workshop.cves.identity, workshop.cves.stable_git, workshop.cves.stable_http]
-
-
-def _kernel_facts(host: HostFacts | None) -> Mapping[str, object] | None:
-    """What a host tells of its kernel: the same for all hosts that run the same one."""
-    if host is None:
-        return None
-    names = ("release", "version", "build_id", "place", "symbols_sha256", "btf_sha256")
-    return {name: getattr(host, name) for name in names}
-
-
-def _digest(data: bytes | None) -> str | None:
-    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Report:
@@ -229,7 +153,8 @@ def _run(job: Job, workshop: Workshop, output: Path, progress: Progress, state: 
     wanted_kernel(job)
     # what can be said without a kernel is said before one is prepared
     parse_series([(file.name, file.data) for file in job.patches])
-    _check_cache(workshop.cache)
+    if workshop.check():
+        progress.step(f"a new cache in {workshop.cache}: build roots and kernels are made once")
     progress.phase("preparing", f"preparing {job.request.kernel}")
     output.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".work.", dir=output))
@@ -271,36 +196,6 @@ def _engine(
         with progress.timed("prepare"):
             return KlpEngine(kernel, work / "klp")
     return KpatchEngine(kernel, workshop.roots.ensure(TOOLS_ROOT, progress))
-
-
-def _check_cache(cache: Path) -> None:
-    """Raise UnavailableError for a cache that cannot be used, before anything is made there."""
-    hint = "Give a directory of your own with ELIVEPATCH_CACHE; it takes some 10 GB."
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-        kernels = cache / "kernels/prepared"  # build roots are only read, they can be another user's
-        if kernels.is_dir() and not os.access(kernels, os.W_OK | os.X_OK):
-            raise UnavailableError(f"The cache {cache} belongs to another user.", hint=hint)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise UnavailableError(f"The cache {cache} cannot be used: {error.strerror}.", hint=hint) from error
-
-
-def wanted_kernel(job: Job) -> WantedKernel:
-    """The kernel that a job is for. Raises InvalidInputError where what is said of it cannot be."""
-    if job.config is not None:
-        parse_config(job.config)
-    return WantedKernel(
-        name=job.request.kernel,
-        config=job.config,
-        base_patches=[(file.name, file.data) for file in job.base_patches],
-        host=job.request.host,
-        image=job.image,
-        build_id=job.request.build_id or (job.request.host.build_id if job.request.host else None),
-    )
 
 
 def _check_configuration(job: Job, kernel: PreparedKernel) -> None:
@@ -472,18 +367,3 @@ def _write(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.part")
     aside.write_bytes(data)
     aside.replace(path)
-
-
-def read_inputs(paths: Sequence[Path], limit_bytes: int, what: str) -> tuple[InputFile, ...]:
-    """Read files that a user named; raises InvalidInputError for one that cannot be read or is too large."""
-    found: list[InputFile] = []
-    for path in paths:
-        try:
-            with path.open("rb") as stream:
-                data = stream.read(limit_bytes + 1)
-        except OSError as error:
-            raise InvalidInputError(
-                f"The {what} {path} cannot be read: {error.strerror}.", hint="Name files, one by one in their order."
-            ) from error
-        found.append(InputFile(path.name, data))
-    return tuple(found)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from elivepatch.build.host_images import HostImages
 from elivepatch.build.kernels import Kernels
-from elivepatch.errors import KernelUnavailableError
+from elivepatch.errors import KernelUnavailableError, UnavailableError
 from elivepatch.kernel.release import Release
 from elivepatch.progress import Progress
-from elivepatch.sources.debian import AptConfiguration, DebianSource
+from elivepatch.sources.debian import FLAVOURS, AptConfiguration, DebianSource
 from elivepatch.sources.provider import KernelFiles, KernelSource
 from elivepatch.sources.reference import KERNEL_ORG
 from elivepatch.toolchains.roots import Root, Roots, RootSpec
@@ -21,6 +24,8 @@ from elivepatch.toolchains.roots import Root, Roots, RootSpec
 _SUITES = (("+deb13", "trixie"), ("+deb12", "bookworm"), ("6.1.0-", "bookworm"))
 #: Where kpatch's tools come from, whatever the compiler's root: objects are just files.
 TOOLS_ROOT = "trixie"
+#: Releases that are named to someone who asked for one that is not offered.
+_SHOWN = 6
 #: The kernel that is taken where none is named.
 DEFAULT_SERIES, DEFAULT_FLAVOUR = "6.12", "-cloud-amd64"
 
@@ -75,6 +80,23 @@ class Workshop:
     more_roots: Mapping[str, RootSpec] = field(default_factory=dict[str, RootSpec])
     cves: CvePolicy = field(default_factory=CvePolicy)
 
+    def check(self) -> bool:
+        """Whether the cache is new. Raises UnavailableError where it cannot be used, before anything is made there."""
+        hint = "Give a directory of your own with ELIVEPATCH_CACHE; it takes some 10 GB."
+        try:
+            is_new = not self.cache.is_dir()
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.cache):
+                pass
+            kernels = self.cache / "kernels/prepared"  # build roots are only read, they can be another user's
+            if kernels.is_dir() and not os.access(kernels, os.W_OK | os.X_OK):
+                raise UnavailableError(f"The cache {self.cache} belongs to another user.", hint=hint)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise UnavailableError(f"The cache {self.cache} cannot be used: {error.strerror}.", hint=hint) from error
+        return is_new
+
     @property
     def roots(self) -> Roots:
         """The build roots."""
@@ -122,11 +144,25 @@ def find_kernel(release: Release, workshop: Workshop, progress: Progress) -> tup
             if files is not None:
                 return files, root, source
             offered += source.offered(progress)
-    names = ", ".join(str(known) for known in sorted(set(offered), reverse=True))
     raise KernelUnavailableError(
-        f"{release} is not offered by any configured source. Offered are: {names or 'none'}.",
-        hint="Name one of these, or install one of them on the host: a kernel that is replaced is no longer offered.",
+        f"{release} is not offered by any configured source. Offered are: {_names(release, offered)}.",
+        hint=f"A kernel that is replaced is no longer offered: install one of these on the host, or name the source of "
+        f"{release} (debian:VERSION, kernel.org:VERSION, …) with its configuration (-k), and have its image from the "
+        "host's build directory (elivepatch image) or from a debuginfod server (the setting 'debuginfod').",
     )
+
+
+def _names(release: Release, offered: Sequence[Release]) -> str:
+    """What is offered, for someone who asked for a release: those most like it first, and not more than can be read."""
+
+    def likeness(one: Release) -> tuple[bool, bool]:
+        return one.series != release.series, not one.text.endswith(ending)
+
+    ending = next((flavour for flavour in FLAVOURS if release.text.endswith(f"-{flavour}")), "")
+    newest_first = sorted(set(offered), reverse=True)
+    alike = sorted(newest_first, key=likeness)
+    shown = ", ".join(map(str, alike[:_SHOWN]))
+    return (shown or "none") + (f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else "")
 
 
 def newest_kernel(workshop: Workshop, progress: Progress) -> Release:

@@ -17,7 +17,7 @@ import pytest
 from build_support import LIVEPATCHES
 from elivepatch import pipeline, process
 from elivepatch.build.prepared import PreparedKernel
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus, HostFacts, Report
 from elivepatch.workshop import SourcePolicy, Workshop

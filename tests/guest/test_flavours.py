@@ -10,7 +10,7 @@ from bench_kernels import KERNELS, newest
 
 from build_support import change
 from elivepatch import pipeline
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildRequest
 from elivepatch.selection import WantedKernel, hold_kernel

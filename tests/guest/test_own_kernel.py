@@ -19,12 +19,12 @@ from build_support import LIVEPATCHES, Built
 from elivepatch import pipeline
 from elivepatch.build.image import HostImage
 from elivepatch.client.facts import host_facts
+from elivepatch.job import InputFile, Job
 from elivepatch.kernel.banner import parse_banner
 from elivepatch.kernel.build_directory import collect
 from elivepatch.kernel.elf import ElfImage
 from elivepatch.kernel.layout import from_kallsyms
 from elivepatch.kernel.running import running_kernel
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Event, Progress
 from elivepatch.protocol.models import BuildRequest, HostFacts
 from elivepatch.sources.linux_source import debian_tree

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from elivepatch import process
 from elivepatch.errors import KernelUnavailableError, NoChangeError
-from elivepatch.pipeline import Job
+from elivepatch.job import Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildStatus, ModuleReport, Report
 from elivepatch.server.jobs import runner

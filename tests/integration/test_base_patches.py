@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from elivepatch.build import based, unpack
-from elivepatch.errors import DoesNotApplyError, InvalidPatchError
+from elivepatch.errors import DoesNotApplyError
 from elivepatch.progress import Progress
 from elivepatch.toolchains.roots import Root
 from elivepatch.workshop import Workshop
@@ -127,8 +127,6 @@ def test_fuzz_is_what_the_host_had_too(source: Path, some_root: Root, tmp_path: 
         ),
         (b"--- a/none.c\n+++ b/none.c\n@@ -1 +1 @@\n-a\n+b\n", DoesNotApplyError, "find file"),
         (b"--- a/../../escape\n+++ b/../../escape\n@@ -0,0 +1 @@\n+x\n", DoesNotApplyError, "1.patch"),
-        (b"this is no patch\n", DoesNotApplyError, "1.patch"),
-        (b"  \n", InvalidPatchError, "empty"),
     ],
 )
 def test_a_patch_that_does_not_apply_is_named(
@@ -143,3 +141,15 @@ def test_a_patch_that_does_not_apply_is_named(
     assert contents(source)
     assert not list(tmp_path.glob("escape"))
     assert [path.name for path in tmp_path.glob("work.*")] == []
+
+
+def test_the_same_patch_twice_is_said(source: Path, some_root: Root, tmp_path: Path) -> None:
+    patch = b"--- a/kernel/a.c\n+++ b/kernel/a.c\n@@ -1,2 +1,2 @@\n-line 0\n+line none\n line 1\n"
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(DoesNotApplyError) as caught:
+        based.make(source, [("1.patch", patch), ("2.patch", patch)], some_root, Progress(), work)
+    assert "2.patch does not apply" in caught.value.message
+    assert "already" in caught.value.message
+    assert "saving rejects" not in caught.value.message
+    assert "the same patch as 1.patch" in (caught.value.hint or "")

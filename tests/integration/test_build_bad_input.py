@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from build_support import LIVEPATCHES, Builder, diff
 from elivepatch.build import prepared
@@ -269,6 +270,9 @@ def test_a_kernel_that_is_not_offered(command: Command, kernel: PreparedKernel) 
     assert (ended.status, ended.report["error"], ended.report["status"]) == (6, "kernel-unavailable", "failed")
     assert name in ended.report["message"]
     offered = ended.report["message"].partition("Offered are:")[2].strip(" .").split(", ")
+    assert offered[0].startswith("6.12."), "the likely ones are not first"
+    assert len(offered) <= 7, "nobody reads that"
+    assert "debuginfod" in ended.report["hint"]
     assert any(each.endswith("-cloud-amd64") and each.startswith("6.12.") for each in offered), offered
     assert ended.report["hint"]
 
@@ -277,6 +281,52 @@ def test_a_kernel_that_is_not_offered(command: Command, kernel: PreparedKernel) 
 def test_what_is_no_kernel(command: Command, kernel: PreparedKernel, name: str) -> None:
     ended = command(name, STRING)
     assert ended.status == 2, ended.error
+
+
+def test_the_forms_are_told_to_whoever_names_none(command: Command) -> None:
+    ended = command("my kernel", STRING)
+    assert "debian:SERIES" in ended.report["hint"]
+    assert (
+        command("debian:9.99", STRING).report["message"] == "No configured suite has the series 9.99 of linux-source."
+    )
+
+
+def test_base_patches_are_files_and_directories(command: Command, builder: Builder, tmp_path: Path) -> None:
+    place = tmp_path / "base"
+    place.mkdir()
+    for path, said in ((place, "holds no base patch"), (tmp_path / "none", "cannot be read")):
+        ended = command(builder.kernel.release, STRING, "--base-patch", str(path))
+        assert (ended.status, ended.report["error"]) == (2, "invalid-input")
+        assert said in ended.report["message"]
+    (place / "2.patch").write_bytes(b"no patch\n")
+    (place / "1.diff").write_bytes(STRING)
+    (place / "README").write_bytes(b"not of them\n")
+    ended = command(builder.kernel.release, STRING, "--base-patch", str(place))
+    assert (ended.status, ended.report["error"]) == (2, "invalid-patch")
+    assert ended.report["message"] == "The base patch 2.patch is not a patch: it names no file to change."
+
+
+def test_a_damaged_archive_of_a_host_is_named(command: Command, builder: Builder) -> None:
+    ended = command(builder.kernel.release, STRING, "--image", command.file("host.tar.xz", b"nothing"))
+    assert ended.status == 2
+    assert "host.tar.xz is not the archive of a host's build" in ended.report["message"]
+    assert "elivepatch image" in ended.report["hint"]
+
+
+def test_a_configuration_that_is_too_large_has_a_way_out(command: Command, builder: Builder) -> None:
+    ended = command(builder.kernel.release, STRING, "--config", command.file("config", b"#" * (2 * 1024 * 1024)))
+    assert (ended.status, ended.report["error"]) == (2, "input-too-large")
+    assert "Check that it is the configuration" in ended.report["hint"]
+
+
+def test_a_refusal_is_printed_once(builder: Builder, tmp_path: Path) -> None:
+    patch = tmp_path / "no.patch"
+    patch.write_bytes(b"Dear maintainer, please fix it.\n")
+    done = CliRunner(env={"ELIVEPATCH_CACHE": str(builder.workshop.cache)}).invoke(
+        cli.cli, ["build", "--kernel", builder.kernel.release, "--patch", str(patch)]
+    )
+    assert done.exit_code == 2
+    assert done.stderr.count("is not a patch") == 1, done.stderr
 
 
 def test_the_configuration_of_another_kernel(command: Command, builder: Builder) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from build_support import LIVEPATCHES
 from elivepatch import pipeline
+from elivepatch.job import InputFile, Job
 from elivepatch.kernel.release import Release
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus
 from elivepatch.workshop import Workshop

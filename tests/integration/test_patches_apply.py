@@ -356,3 +356,30 @@ def test_a_failing_tool_is_not_the_fault_of_the_patch(apply: Apply) -> None:
         with pytest.raises(ElivepatchError) as caught:
             apply(edit(10), prefix=prefix)
         assert caught.value.exit_status == 1
+
+
+def test_a_patch_named_twice_is_not_blamed_on_the_kernel(apply: Apply) -> None:
+    with pytest.raises(DoesNotApplyError) as caught:
+        apply(edit(10), edit(10))
+    assert [finding.rule for finding in caught.value.diagnosis] == ["already-applied"]
+    assert caught.value.message == "2.patch: fs/x.c: with 1.patch the file has this change already (all 1 hunks)."
+    assert "name one of them" in (caught.value.hint or "")
+    with pytest.raises(DoesNotApplyError) as caught:
+        apply(edit(10), edit(10) + edit(30, path=b""))
+    assert "with 1.patch the file has this change already" in caught.value.message
+    new = b"--- /dev/null\n+++ b/fs/new.c\n@@ -0,0 +1 @@\n+int new;\n"
+    with pytest.raises(DoesNotApplyError, match=r"there already, from 1\.patch, with the same content"):
+        apply(new, new)
+
+
+def test_what_the_kernel_has_is_said_even_where_an_earlier_patch_changes_the_file(apply: Apply) -> None:
+    has = edit(30).replace(b"-line 30\n+LINE 30\n", b"-not this\n+line 30\n")
+    with pytest.raises(DoesNotApplyError, match="the tree has this change already"):
+        apply(edit(10), has)
+
+
+def test_patches_that_contradict_each_other_are_both_named(apply: Apply) -> None:
+    with pytest.raises(DoesNotApplyError) as caught:
+        apply(edit(10), edit(10, to=b"Line"))
+    assert "with 1.patch the file has 'LINE 10'" in caught.value.message
+    assert "1.patch, which comes before it, changes the same file" in (caught.value.hint or "")

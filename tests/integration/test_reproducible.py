@@ -16,8 +16,8 @@ import pytest
 from build_support import KPATCH_MACROS, LIVEPATCHES
 from elivepatch import pipeline
 from elivepatch.build.store import remove_tree
+from elivepatch.job import InputFile, Job
 from elivepatch.kernel.release import Release, parse_release
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 from elivepatch.workshop import Workshop

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from elivepatch.build.store import Store
-from elivepatch.errors import BusyError, NotFoundError
+from elivepatch.errors import BusyError, NotFoundError, UnavailableError
 from elivepatch.kernel.release import parse_release
 from elivepatch.server.admin_commands import choose, collect
 from elivepatch.server.cli import cli
@@ -68,6 +68,23 @@ def run(workshop: Workshop, *words: str) -> Result:
     return CliRunner(env={"ELIVEPATCH_CACHE": str(workshop.cache)}).invoke(cli, words)
 
 
+# -- the cache
+
+
+@pytest.mark.parametrize("command", [("kernel", "list"), ("root", "list"), ("gc",), ("kernel", "show", "x")])
+def test_a_cache_that_cannot_be_used_is_not_taken_for_an_empty_one(command: tuple[str, ...]) -> None:
+    with pytest.raises(UnavailableError, match="/proc cannot be used") as caught:
+        CliRunner(env={"ELIVEPATCH_CACHE": "/proc"}).invoke(cli, command, catch_exceptions=False)
+    assert "ELIVEPATCH_CACHE" in (caught.value.hint or "")
+
+
+def test_a_cache_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
+    done = run(Workshop(tmp_path / "mistyped"), "kernel", "list")
+    assert done.exit_code == 0
+    assert f"the cache {tmp_path}/mistyped is not there yet" in done.stderr
+    assert not (tmp_path / "mistyped").exists()
+
+
 # -- kernels
 
 
@@ -77,7 +94,9 @@ def test_kernels_are_listed_most_recent_first(workshop: Workshop) -> None:
     done = run(workshop, "kernel", "list", "--json")
     assert done.exit_code == 0
     assert [one["key"] for one in json.loads(done.stdout)] == ["bbb1", "aaa1"]
-    assert "No kernel is prepared" not in run(workshop, "kernel", "list").stdout
+    listed = run(workshop, "kernel", "list").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["bbb1", "aaa1"]
+    assert all("0123  debian:linux 6.12.1-1 (trixie)" in line for line in listed), "namesakes cannot be told apart"
 
 
 def test_a_kernel_is_shown_by_key_beginning_and_release(workshop: Workshop) -> None:
@@ -105,7 +124,7 @@ def test_a_name_of_several_kernels_is_refused_with_their_keys(workshop: Workshop
     make_kernel(workshop, "aaa2")
     with pytest.raises(NotFoundError) as caught:
         choose(workshop.kernels.store, RELEASE)
-    assert "aaa1, aaa2" in (caught.value.hint or "")
+    assert "aaa1 (debian:linux 6.12.1-1 (trixie), build ID 0123); aaa2 (" in (caught.value.hint or "")
 
 
 def test_a_kernel_is_removed(workshop: Workshop) -> None:

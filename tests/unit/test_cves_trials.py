@@ -15,7 +15,7 @@ from elivepatch.cves.fixes import Fix, make_fix
 from elivepatch.cves.trials import Bench, BuildFunction
 from elivepatch.cves.versions import KernelVersion, parse_version
 from elivepatch.errors import CancelledError, DoesNotCompileError, NothingToPatchError, UnavailableError
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 from elivepatch.toolchains.roots import Root

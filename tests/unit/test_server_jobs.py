@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from elivepatch.errors import CancelledError, DoesNotApplyError, InternalError, NotFoundError
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.progress import Event, Progress
 from elivepatch.protocol.models import BuildRequest, BuildStatus, ModuleReport, Report
 from elivepatch.server import artifacts

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from elivepatch.errors import ElivepatchError, InputTooLargeError, InvalidInputError
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.protocol import limits
 from elivepatch.server.serve_command import _loopback  # pyright: ignore[reportPrivateUsage]
 from elivepatch.server.upload import read_job

@@ -89,6 +89,15 @@ def test_the_hint_lists_the_forms_and_each_is_one() -> None:
             parse_reference(example)
 
 
+def test_a_series_is_not_taken_for_a_release() -> None:
+    with pytest.raises(InvalidInputError, match=r"'6\.12' is a series") as caught:
+        parse_reference("6.12")
+    for name in ("debian:6.12", "kernel.org:6.12"):
+        assert name in (caught.value.hint or "")
+        parse_reference(name)
+    parse_reference("6.12.60")  # what a kernel of one's own may be called
+
+
 def test_a_release_candidate_is_told_where_it_is() -> None:
     with pytest.raises(InvalidInputError) as caught:
         parse_reference("kernel.org:6.13-rc4")

@@ -8,6 +8,7 @@ that shares every file it did not change with the pristine one.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from elivepatch.build import unpack
 from elivepatch.build.store import remove_tree
-from elivepatch.errors import Diagnosis, DoesNotApplyError, InvalidPatchError
+from elivepatch.errors import Diagnosis, DoesNotApplyError
 from elivepatch.process import run
 from elivepatch.progress import Progress
 from elivepatch.toolchains.roots import Root
@@ -24,6 +25,9 @@ from elivepatch.toolchains.sandbox import JOB, Overlay, Sandbox, give_to_sandbox
 
 #: Raised when the same patches give another tree.
 FORMAT = 1
+#: What GNU patch says of a patch that does not apply; where it leaves the rest is nobody's concern here.
+_TELLING = ("FAILED", "can't find", "malformed", "Only garbage", "unexpected")
+_REJECTS = re.compile(r" -- saving rejects to file .*")
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
@@ -43,7 +47,8 @@ def make(source: Path, patches: Sequence[tuple[str, bytes]], root: Root, progres
             give_to_sandbox(directory)
         sandbox = Sandbox(root.path, overlay, job)
         for number, (name, data) in enumerate(patches, start=1):
-            _apply(sandbox, job, f"{number}", name, data)
+            before = [earlier for earlier, same in patches[: number - 1] if same == data]
+            _apply(sandbox, job, f"{number}", name, data, before)
         # a hard link for each file: some seconds, and no room
         run(["cp", "-a", "-l", "--no-target-directory", source, work], timeout=600)
         _merge(upper, work)
@@ -52,18 +57,22 @@ def make(source: Path, patches: Sequence[tuple[str, bytes]], root: Root, progres
     unpack.own(work)
 
 
-def _apply(sandbox: Sandbox, job: Path, place: str, name: str, data: bytes) -> None:
-    if not data.strip():
-        raise InvalidPatchError(f"The base patch {name} is empty.", hint="Leave it out.")
+def _apply(sandbox: Sandbox, job: Path, place: str, name: str, data: bytes, same: Sequence[str]) -> None:
+    """Apply one; ``same`` are those before it with the same content."""
     (job / place).write_bytes(data)
     # as portage's eapply does it: no questions, no file from a version control system, no backups
-    words = ["patch", "-p1", "-f", "-g0", "--no-backup-if-mismatch", "-i", f"{JOB}/{place}"]
-    done = sandbox.run(words, check=False)
+    words = ["patch", "-p1", "-f", "-g0", "-i", f"{JOB}/{place}"]
+    done = sandbox.run([*words, "--no-backup-if-mismatch"], check=False)
     if done.returncode == 0:
         return
     said = (done.stdout + done.stderr).strip()
+    lines = [_REJECTS.sub("", line) for line in said.splitlines() if any(part in line for part in _TELLING)]
     hint = "Give the patches that the host's kernel was built with, all of them, in their order, against this source."
-    lines = [line for line in said.splitlines() if "FAILED" in line or "can't find" in line or "malformed" in line]
+    if sandbox.run([*words, "--dry-run", "-R"], check=False).returncode == 0:
+        lines = ["the source has its change already"]
+        hint = "Leave it out, or name a source without it: the distributor's own patches are in its source."
+    if same:
+        hint = f"It is the same patch as {same[0]}, which was applied before it: name it once."
     raise DoesNotApplyError(
         f"The base patch {name} does not apply: {'; '.join(lines[:3]) or said[-500:]}",
         hint=hint,

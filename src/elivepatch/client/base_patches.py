@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from elivepatch.client.inputs import InputFile, read_patch
 from elivepatch.client.portage_patches import CATEGORY, collect_patches, find_installed_kernel
 from elivepatch.errors import InputTooLargeError, InvalidInputError
 from elivepatch.kernel.running import RunningKernel
+from elivepatch.patches.files import patch_files
 from elivepatch.protocol import limits
-
-_SUFFIXES = (".patch", ".diff")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def base_patches(
     """
     found = list(_collected(kernel, root)) if collect and kernel else []
     for path in named:
-        found += [BasePatch(read_patch(file), str(file)) for file in (_listed(path) if path.is_dir() else [path])]
+        found += [BasePatch(read_patch(file), str(file)) for file in patch_files(path)]
         if len(found) > limits.PATCHES:
             break
     if len(found) > limits.PATCHES:
@@ -60,15 +58,3 @@ def _collected(kernel: RunningKernel, root: Path) -> Sequence[BasePatch]:
     if package is None:
         return ()
     return [BasePatch(file, f"{file.name} (portage, {CATEGORY}/{package.pf})") for file in files]
-
-
-def _listed(directory: Path) -> list[Path]:
-    """The patches of a directory. C-locale order is that of the bytes of their names, as ls has it with LC_ALL=C."""
-    try:
-        entries = [path for path in directory.iterdir() if path.suffix in _SUFFIXES and path.name[0] != "."]
-    except OSError as error:
-        raise InvalidInputError(
-            f"The directory of base patches {directory} cannot be read: {error.strerror}.",
-            hint="Check the name and its permissions.",
-        ) from error
-    return sorted((path for path in entries if path.is_file()), key=lambda path: os.fsencode(path.name))

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elivepatch.errors import InputTooLargeError, InvalidInputError, InvalidPatchError
+from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.patches.files import PATCH_LINE, require_patch
 from elivepatch.protocol import limits
 
-#: A line that a patch cannot do without, whichever tool made it; the server says more about the rest.
-_PATCH_LINE = re.compile(rb"(?m)^(?:diff |--- |\*\*\* |Index: )")
 #: The identifier of a vulnerability: https://www.cve.org/About/Process, "CVE ID".
 _CVE = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}(?![0-9])")
 
@@ -87,7 +86,7 @@ def named_cves(files: Iterable[InputFile]) -> tuple[str, ...]:
     """The CVEs that patches name: in the name of the file, or in the text before the change."""
     found: set[str] = set()
     for file in files:
-        change = _PATCH_LINE.search(file.data)
+        change = PATCH_LINE.search(file.data)
         text = file.data[: change.start() if change else 0].decode(errors="replace")
         found.update(_CVE.findall(f"{file.name.upper()}\n{text}"))
     return tuple(sorted(found))
@@ -105,13 +104,7 @@ def read_patches(paths: Sequence[Path]) -> tuple[InputFile, ...]:
 def read_patch(path: Path) -> InputFile:
     """Read one patch. For what it raises see `read_patches`."""
     file = read_file(path, "patch", limits.PATCH_BYTES)
-    if not file.data.strip():
-        raise InvalidPatchError(f"The patch {path} is empty.", hint="Name the file that holds the change.")
-    if not _PATCH_LINE.search(file.data):
-        raise InvalidPatchError(
-            f"{path} is not a patch: it names no file to change.",
-            hint="Give a unified diff, as 'git diff' or 'diff -u' writes it.",
-        )
+    require_patch(str(path), file.data)
     return file
 
 

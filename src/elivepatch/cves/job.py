@@ -13,7 +13,7 @@ from elivepatch.cves.fixes import FixSource, open_fixes
 from elivepatch.cves.index import Index
 from elivepatch.cves.plan import Planner
 from elivepatch.errors import ElivepatchError, UnavailableError
-from elivepatch.pipeline import Job
+from elivepatch.job import Job, request_key
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import BuildStatus, Report, Timings
 from elivepatch.workshop import Workshop
@@ -26,7 +26,7 @@ def make(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Repo
     began = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix=".plan.", dir=output))
     work.chmod(0o755)
-    key = pipeline.request_key(job, workshop)
+    key = request_key(job, workshop)
     try:
         plan = _planner(workshop).plan(job, work, progress)
     except ElivepatchError as error:

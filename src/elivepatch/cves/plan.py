@@ -17,7 +17,7 @@ from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import FilesOf, scan
 from elivepatch.cves.trials import Bench, Trial
 from elivepatch.errors import UnavailableError
-from elivepatch.pipeline import Job, wanted_kernel
+from elivepatch.job import Job, wanted_kernel
 from elivepatch.progress import Progress
 from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveState, CveWish, FixTrial, PlannedPatch
 from elivepatch.protocol.models import Report

@@ -33,11 +33,11 @@ from elivepatch.errors import (
     NothingToPatchError,
     UnavailableError,
 )
+from elivepatch.job import InputFile, Job, request_key
 from elivepatch.patches import doctor
 from elivepatch.patches.apply import apply_series
 from elivepatch.patches.series import parse_series
 from elivepatch.patches.tree import Tree
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.process import run
 from elivepatch.progress import Progress, Sink
 from elivepatch.protocol.models import BuildStatus, Report
@@ -245,7 +245,7 @@ class Bench:
         job = replace(self.job, request=request, patches=files)
         # the name of a kernel may mean another tree tomorrow
         identity = (self.kernel.build_id, self.kernel.config_sha256, str(self.kernel.source))
-        key = hashlib.sha256("\n".join([pipeline.request_key(job, self.workshop), *identity]).encode()).hexdigest()
+        key = hashlib.sha256("\n".join([request_key(job, self.workshop), *identity]).encode()).hexdigest()
         kept = self.workshop.cache / "cves/trials" / f"{key}.json"
         if (known := _read(kept)) is not None:
             return known

@@ -93,6 +93,7 @@ class _Work:
         self._input = target / "hunks.diff"
         self._prefix, self._fuzz = prefix, fuzz
         self._known: set[str] = set()
+        self._changed: dict[str, str] = {}  # each file that the series has changed so far: the last patch that did
         self._origin: dict[str, str | None] = {}  # each file there is now: what it was in the tree, None for a new one
         self._findings: list[Diagnosis] = []
         for directory in (self._original, self._patched):
@@ -102,7 +103,13 @@ class _Work:
         """Apply one patch. Raises DoesNotApplyError with all that is wrong."""
         errors: list[Diagnosis] = []
         for file in patch.files:
-            errors += self._apply_file(file)
+            found = self._apply_file(file)
+            earlier = next((self._changed[path] for path in (file.old_path, file.path) if path in self._changed), None)
+            if found and earlier is not None and not self._tree_has(file):
+                found = [_after(finding, earlier) for finding in found]
+            errors += found
+        for path in patch.paths:
+            self._changed[path] = patch.name
         if errors:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise DoesNotApplyError(
@@ -150,6 +157,14 @@ class _Work:
             return None
         copy = self._patched / path
         return TreeFile(data=copy.read_bytes(), executable=bool(copy.stat().st_mode & 0o100))
+
+    def _tree_has(self, file: FilePatch) -> bool:
+        """Whether the kernel itself has the change of a file, whatever the patches before it did."""
+        original = self._original / (file.old_path or file.path)
+        if not original.exists():
+            return False
+        lines = lines_of(original.read_bytes())
+        return all(places(lines, hunk.new_lines) for hunk in file.hunks)
 
     def _apply_file(self, file: FilePatch) -> list[Diagnosis]:
         if file.kind is Kind.ADDED:
@@ -317,6 +332,21 @@ def _moved(file: FilePatch, hunk: Hunk, number: int, fate: _Fate, lines: Sequenc
             )
         found.append(finding)
     return found
+
+
+def _after(finding: Diagnosis, earlier: str) -> Diagnosis:
+    """What is wrong with a file that a patch before this one has changed: that one is meant, not the kernel."""
+    if finding.rule in ("already-applied", "hunk-applied"):
+        hint = f"{earlier}, which comes before it, makes the same change: name one of them."
+    else:
+        hint = (
+            f"{earlier}, which comes before it, changes the same file. The patches of a series apply one after the "
+            "other: check their order, and whether both are wanted."
+        )
+    message = finding.message.replace("the tree has", f"with {earlier} the file has").replace(
+        "in the tree already", f"there already, from {earlier},"
+    )
+    return replace(finding, message=message, hint=hint)
 
 
 def _missing(file: FilePatch) -> Diagnosis:

@@ -28,7 +28,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result a
 
 
 def _workshop() -> Workshop:
-    return server_settings.load().workshop
+    """The workshop of the settings; what is mistyped must not look like an empty cache."""
+    workshop = server_settings.load().workshop
+    if workshop.cache.exists():
+        workshop.check()
+    else:
+        click.echo(f"elivepatch-server: the cache {workshop.cache} is not there yet", err=True)
+    return workshop
 
 
 # -- build roots
@@ -137,7 +143,19 @@ def kernel_list(as_json: bool) -> None:
     if as_json:
         _print(found)
     elif found:
-        _table([(str(one["key"]), str(one["release"]), _size(one["size"]), _date(one["last_used"])) for one in found])
+        _table(
+            [
+                (
+                    str(one["key"])[:12],
+                    str(one["release"]),
+                    str(one["build_id"])[:12],
+                    str(one["source"]),
+                    _size(one["size"]),
+                    _date(one["last_used"]),
+                )
+                for one in found
+            ]
+        )
     else:
         click.echo("No kernel is prepared; the first build for one prepares it.")
 
@@ -181,15 +199,16 @@ def choose(store: Store, name: str) -> Entry:
     Raises NotFoundError where there is none, or more than one.
     """
     entries = {entry.key: entry for entry in store.entries()}
-    releases = {str(one["key"]): str(one["release"]) for one in list_kernels(store)}
+    known = {str(one["key"]): one for one in list_kernels(store)}
     if name in entries:
         return entries[name]
-    fitting = [key for key in sorted(entries) if name and (key.startswith(name) or releases.get(key) == name)]
+    fitting = [key for key in sorted(entries) if name and (key.startswith(name) or known[key]["release"] == name)]
     if len(fitting) != 1:
         what = f"{len(fitting)} prepared kernels are called" if fitting else "There is no prepared kernel"
+        listed = "; ".join(f"{key} ({known[key]['source']}, build ID {known[key]['build_id']})" for key in fitting[:10])
         raise NotFoundError(
             f"{what} '{name[:100]}'.",
-            hint=f"Name one by its key: {', '.join(fitting)}." if fitting else "See: elivepatch-server kernel list",
+            hint=f"Name one by its key: {listed}." if fitting else "See: elivepatch-server kernel list",
         )
     return entries[fitting[0]]
 
@@ -240,6 +259,8 @@ def gc(limit: int | None, packages: bool, as_json: bool) -> None:
     """
     settings = server_settings.load()
     workshop = settings.workshop
+    if workshop.cache.exists():
+        workshop.check()
     limit_bytes = settings.kernels_limit_bytes if limit is None else limit
     removed = collect(workshop.kernels, limit_bytes, workshop.images)
     if packages:

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 
 from elivepatch import pipeline
 from elivepatch.build.image import HostImage
-from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InputTooLargeError, InvalidInputError
+from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InvalidInputError
+from elivepatch.job import Job, read_base_patches, read_inputs, read_patches
 from elivepatch.kernel.compressed import gunzip
-from elivepatch.pipeline import InputFile, Job, read_inputs
-from elivepatch.progress import Progress, printable, to_terminal
+from elivepatch.progress import Progress, Sink, printable, to_terminal
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest, EngineName, HostFacts, ProofLevel, Report
 from elivepatch.server import settings as server_settings
+from elivepatch.sources.reference import NAMES, parse_reference
 
 _FILE = click.Path(path_type=Path)
 
@@ -32,7 +33,13 @@ _FILE = click.Path(path_type=Path)
 @click.command("build")
 @click.option("--kernel", required=True, help="Release of the kernel ('uname -r'), or its source: see docs/sources.md.")
 @click.option("--patch", "patches", required=True, multiple=True, type=_FILE, help="Patch; several apply in order.")
-@click.option("--base-patch", "base_patches", multiple=True, type=_FILE, help="Patch the kernel was built with.")
+@click.option(
+    "--base-patch",
+    "base_patches",
+    multiple=True,
+    type=_FILE,
+    help="Patch, or directory of patches, that the kernel was built with; several apply in order.",
+)
 @click.option("--config", "-k", type=_FILE, help="Configuration that the kernel was built with; may be gzipped.")
 @click.option("--vmlinux", type=_FILE, help="Image of the kernel, for kernels that nobody publishes.")
 @click.option("--symvers", type=_FILE, help="Module.symvers of that kernel.")
@@ -87,15 +94,15 @@ def build(
             )
         job = Job(
             request=make_request(kernel, verify=not no_verify, proof=proof, engine=engine, host=_host(host_facts)),
-            patches=read_inputs(patches, limits.PATCH_BYTES, "patch"),
-            base_patches=read_inputs(base_patches, limits.PATCH_BYTES, "base patch"),
+            patches=read_patches(patches),
+            base_patches=read_base_patches(base_patches),
             config=_configuration(config),
             check=_one(check, limits.CHECK_BYTES, "check script"),
             image=_image(vmlinux, symvers),
         )
         if image is not None:
             job = _with_archive(job, image)
-        report = _build(job, output, Progress(to_terminal(sys.stderr, verbose=debug)))
+        report = _build(job, output, Progress(_unfinished(to_terminal(sys.stderr, verbose=debug))))
     except ElivepatchError as error:
         if not as_json:
             raise
@@ -111,6 +118,11 @@ def build(
 def _ended(*_: object) -> None:
     """SIGTERM: leave through the blocks that end programs and remove what is unfinished."""
     raise CancelledError("The build was ended by a signal.")
+
+
+def _unfinished(sink: Sink) -> Sink:
+    """A sink without the last event, which says what the report says: that is shown, or printed, in full."""
+    return lambda event: None if event.kind == "done" else sink(event)
 
 
 def _build(job: Job, output: Path | None, progress: Progress) -> Report:
@@ -142,12 +154,13 @@ def make_request(
     engine: EngineName | None = None,
     host: HostFacts | None = None,
 ) -> BuildRequest:
-    """The request; raises InvalidInputError for what cannot be the name of a kernel."""
+    """The request; raises InvalidInputError, whose hint lists the forms, for what cannot be the name of a kernel."""
+    parse_reference(kernel)
     try:
         return BuildRequest(kernel=kernel, verify=verify, proof=proof, engine=engine, host=host)
-    except ValueError as error:
+    except ValidationError as error:
         raise InvalidInputError(
-            f"'{kernel[:100]}' is not the name of a kernel.", hint="Give what 'uname -r' prints on the host."
+            f"'{kernel[:100]}' is not the name of a kernel: {error.errors()[0]['msg']}.", hint=NAMES
         ) from error
 
 
@@ -211,7 +224,13 @@ def _with_archive(job: Job, path: Path) -> Job:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error.strerror}.", hint="Name a file.") from error
-    server_settings.load().workshop.images.add(path, sha256)
+    try:
+        server_settings.load().workshop.images.add(path, sha256)
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"{path} is not the archive of a host's build: {error.message}",
+            hint="Make it again on the host: elivepatch image -o FILE",
+        ) from error
     return replace(job, request=job.request.model_copy(update={"image": sha256}))
 
 
@@ -219,13 +238,7 @@ def _one(path: Path | None, limit_bytes: int, what: str) -> bytes | None:
     if path is None:
         return None
     (file,) = read_inputs([path], limit_bytes, what)
-    _check_size(file, limit_bytes, what)
     return file.data
-
-
-def _check_size(file: InputFile, limit_bytes: int, what: str) -> None:
-    if len(file.data) > limit_bytes:
-        raise InputTooLargeError(f"The {what} {file.name} is larger than {limit_bytes} bytes.")
 
 
 def show(report: Report) -> None:

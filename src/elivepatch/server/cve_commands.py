@@ -23,7 +23,7 @@ from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import scan
 from elivepatch.cves.versions import version_of
 from elivepatch.errors import InvalidInputError
-from elivepatch.pipeline import Job, read_inputs
+from elivepatch.job import Job, read_inputs
 from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
 from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveWish

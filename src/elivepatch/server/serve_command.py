@@ -15,8 +15,8 @@ from typing import Any
 import click
 import uvicorn
 
-from elivepatch import pipeline
 from elivepatch.errors import InvalidSettingError, UnavailableError
+from elivepatch.job import request_key
 from elivepatch.server import service
 from elivepatch.server.app import create_app
 from elivepatch.server.jobs.embedded import RUNNER
@@ -65,7 +65,7 @@ def run(file: Path | None = None, **overrides: Any) -> None:  # Any: checked by 
 
 
 def serve_settings(
-    settings: Settings, *, runner: Sequence[str] = RUNNER, key: service.KeyFunction = pipeline.request_key
+    settings: Settings, *, runner: Sequence[str] = RUNNER, key: service.KeyFunction = request_key
 ) -> None:
     """Serve until SIGTERM or SIGINT. ``runner`` is the program of a build and ``key`` gives a request's key."""
     with _listen(settings) as listening, service.opened(settings, runner=runner, key=key) as opened:

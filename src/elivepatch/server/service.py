@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from elivepatch import pipeline
 from elivepatch.errors import (
     AlreadyFinishedError,
     BusyError,
@@ -23,8 +22,8 @@ from elivepatch.errors import (
     NotFoundError,
     UnavailableError,
 )
+from elivepatch.job import Job, request_key, wanted_kernel
 from elivepatch.patches.series import parse_series
-from elivepatch.pipeline import Job
 from elivepatch.protocol.models import BuildStatus, Health, KernelEntry, Report
 from elivepatch.server.artifacts import ArtifactStore
 from elivepatch.server.cve_sync import CveSync
@@ -51,7 +50,7 @@ class Service:
     database: Database
     artifacts: ArtifactStore
     engine: JobEngine
-    key: KeyFunction = pipeline.request_key
+    key: KeyFunction = request_key
     kernels: KernelLister = list_kernels
     more_problems: Callable[[], Sequence[str]] = tuple
 
@@ -188,7 +187,7 @@ def _with_data(workshop: Workshop, identity: str) -> Workshop:
 
 def _check_patches(job: Job) -> None:
     """Refuse what is no patch before it is queued; whether it applies, the build finds out."""
-    # base patches may be of any kind: the tools that the host used decide about them
+    wanted_kernel(job)
     parse_series([(file.name, file.data) for file in job.patches])
 
 
@@ -197,7 +196,7 @@ def opened(
     settings: Settings,
     *,
     runner: Sequence[str] = RUNNER,
-    key: KeyFunction = pipeline.request_key,
+    key: KeyFunction = request_key,
 ) -> Generator[Service]:
     """The server, its engine running, as the only one on its data directory; ended when the block is left.
 

@@ -25,8 +25,8 @@ from elivepatch.errors import (
     UnsupportedMediaTypeError,
     UploadTimeoutError,
 )
+from elivepatch.job import InputFile, Job
 from elivepatch.kernel import layout
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest
 from elivepatch.server.problems import model_error

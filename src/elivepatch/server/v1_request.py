@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from elivepatch.errors import BadRequestError, InvalidInputError
+from elivepatch.job import InputFile, Job
 from elivepatch.kernel.config import KernelConfig, parse_config
 from elivepatch.kernel.release import parse_release
-from elivepatch.pipeline import InputFile, Job
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest
 from elivepatch.server.kernels import published_with

@@ -25,7 +25,8 @@ from elivepatch.progress import Progress
 from elivepatch.sources.provider import KernelFiles, Package
 
 _APT_HELPER = Path("/usr/lib/apt/apt-helper")
-_FLAVOURS = ("amd64", "cloud-amd64", "rt-amd64")
+#: Those that are looked for, the longest ending first.
+FLAVOURS = ("cloud-amd64", "rt-amd64", "amd64")
 #: Seconds after which package lists are asked for again when they do not have a release.
 _LISTS_AGE = 1800.0
 _URI_LINE = re.compile(
@@ -65,7 +66,7 @@ class _Names:
     @classmethod
     def of(cls, release: Release) -> _Names:
         abi = release.text
-        for flavour in sorted(_FLAVOURS, key=len, reverse=True):
+        for flavour in FLAVOURS:
             abi = abi.removesuffix(f"-{flavour}")
         return cls(
             f"linux-image-{release}",
@@ -157,7 +158,7 @@ class DebianSource:
         self._ensure_lists(progress, refresh=False)
         names = set(run(self._apt("apt-cache", "pkgnames", "linux-image-")).stdout.split())
         texts = [name.removeprefix("linux-image-") for name in names if not name.endswith(("-dbg", "-unsigned"))]
-        texts = [text for text in texts if text[:1].isdigit() and text.endswith(_FLAVOURS)]
+        texts = [text for text in texts if text[:1].isdigit() and text.endswith(FLAVOURS)]
         # linux-image-6.12-amd64 and its like only follow the newest release
         releases = [each for each in map(parse_release, texts) if not each.text.startswith(f"{each.series}-")]
         wanted = dict.fromkeys(name for release in releases for name in _Names.of(release).needed())
@@ -192,6 +193,12 @@ class DebianSource:
         if wanted is None or wanted not in versions:
             return None
         return wanted, self._describe([name], wanted)[name]
+
+    def linux_source_series(self) -> list[str]:
+        """The series of which the lists at hand name a package ``linux-source-SERIES``."""
+        names = run(self._apt("apt-cache", "pkgnames", "linux-source-")).stdout.split()
+        found = (name.removeprefix("linux-source-") for name in names)
+        return sorted((one for one in found if one[:1].isdigit()), key=lambda one: parse_release(one))
 
     def linux_source_versions(self, series: str) -> list[str]:
         """The versions of ``linux-source-SERIES`` that the lists at hand name, the newest first."""

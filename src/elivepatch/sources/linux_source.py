@@ -34,7 +34,13 @@ def debian_tree(reference: DebianReference, suites: Sequence[DebianSource], prog
             best = (*found, suite)
     if best is None:
         offered = [version for suite in suites for version in suite.linux_source_versions(reference.series)]
-        names = ", ".join(dict.fromkeys(offered)) or "none"
+        if not offered:
+            known = sorted(dict.fromkeys(one for suite in suites for one in suite.linux_source_series()))
+            raise KernelUnavailableError(
+                f"No configured suite has the series {reference.series} of linux-source.",
+                hint=f"The series that are offered: {', '.join(known) or 'none'}.",
+            )
+        names = ", ".join(dict.fromkeys(offered))
         raise KernelUnavailableError(
             f"No configured suite offers debian:{reference.version}; the series has: {names}.",
             hint="Name one of these, or a series (debian:6.12) for its newest; Debian removes what it replaces.",

@@ -20,9 +20,10 @@ FORMS = (
     "debian:SERIES or debian:VERSION (debian:6.12, debian:6.12.117-1)",
     "gentoo:PACKAGE-VERSION (gentoo:gentoo-sources-6.12.60-r1)",
 )
-_HINT = f"A kernel is named by one of: {'; '.join(FORMS)}."
+NAMES = f"A kernel is named by one of: {'; '.join(FORMS)}."
 _LONGEST = 4096
 _VERSION = re.compile(r"(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?", re.ASCII)
+_SERIES = re.compile(r"\d{1,3}\.\d{1,4}", re.ASCII)
 _CANDIDATE = re.compile(r"\d{1,3}\.\d{1,4}-rc\d{1,3}", re.ASCII)
 #: An address for git: no user or host that could be an option, nothing that a shell or a terminal reads.
 _GIT_URL = re.compile(
@@ -104,13 +105,19 @@ Reference = (
 def parse_reference(text: str) -> Reference:
     """What is named; raises InvalidInputError, whose hint lists the forms, for anything else."""
     if len(text) > _LONGEST or not text.isprintable():
-        raise InvalidInputError("This is not the name of a kernel.", hint=_HINT)
+        raise InvalidInputError("This is not the name of a kernel.", hint=NAMES)
     kind, colon, rest = text.partition(":")
+    if not colon and _SERIES.fullmatch(text):
+        raise InvalidInputError(
+            f"'{text}' is a series of kernels, not a release.",
+            hint=f"Name a release, as 'uname -r' prints it; debian:{text} is the newest source that Debian has of it, "
+            f"kernel.org:{text} the first one of kernel.org.",
+        )
     if not colon:
         try:
             return ReleaseReference(parse_release(text))
         except InvalidInputError as error:
-            raise InvalidInputError(f"'{text}' is not a kernel release.", hint=_HINT) from error
+            raise InvalidInputError(f"'{text}' is not a kernel release.", hint=NAMES) from error
     match kind:
         case "kernel.org":
             return KernelOrgReference(kernel_org_version(rest))
@@ -120,15 +127,15 @@ def parse_reference(text: str) -> Reference:
             return _directory(rest)
         case "debian":
             if not _DEBIAN.fullmatch(rest):
-                raise InvalidInputError(f"'{rest}' is neither a series nor a version of linux-source.", hint=_HINT)
+                raise InvalidInputError(f"'{rest}' is neither a series nor a version of linux-source.", hint=NAMES)
             return DebianReference(rest)
         case "gentoo":
             found = _GENTOO.fullmatch(rest)
             if found is None:
-                raise InvalidInputError(f"'{rest}' is not a Gentoo package with its version.", hint=_HINT)
+                raise InvalidInputError(f"'{rest}' is not a Gentoo package with its version.", hint=NAMES)
             return GentooReference(found["package"], found["version"], int(found["revision"] or 0))
         case _:
-            raise InvalidInputError(f"'{kind}' is not a source of kernels.", hint=_HINT)
+            raise InvalidInputError(f"'{kind}' is not a source of kernels.", hint=NAMES)
 
 
 def kernel_org_version(text: str) -> str:
@@ -143,14 +150,14 @@ def kernel_org_version(text: str) -> str:
         raise InvalidInputError(f"'{text}' is not a version of kernel.org.", hint="For instance 6.12 or 6.12.60.")
     major, minor, patch = (int(number or 0) for number in found.groups())
     if major < 3:
-        raise InvalidInputError(f"Linux {text} is too old: elivepatch knows 3.0 and later.", hint=_HINT)
+        raise InvalidInputError(f"Linux {text} is too old: elivepatch knows 3.0 and later.", hint=NAMES)
     return f"{major}.{minor}.{patch}" if patch else f"{major}.{minor}"
 
 
 def _git(text: str) -> GitReference:
     url, mark, ref = text.partition("#")
     if not mark or not ref:
-        raise InvalidInputError("A git reference needs '#' and a branch, tag or commit.", hint=_HINT)
+        raise InvalidInputError("A git reference needs '#' and a branch, tag or commit.", hint=NAMES)
     check_git(url, ref)
     return GitReference(url, ref)
 
@@ -167,7 +174,7 @@ def check_git(url: str, ref: str) -> None:
         raise InvalidInputError(f"'{url}' is not an address of a git repository.", hint="https://, ssh:// or git://")
     wrong = not _GIT_REF.fullmatch(ref) or any(part in ref for part in ("..", "//", "@{", "/.")) or ref == "@"
     if wrong or ref.endswith((".lock", "/", ".")):  # git-check-ref-format(1)
-        raise InvalidInputError(f"'{ref}' is not the name of a branch, tag or commit.", hint=_HINT)
+        raise InvalidInputError(f"'{ref}' is not the name of a branch, tag or commit.", hint=NAMES)
 
 
 def _directory(text: str) -> DirectoryReference:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import InternalError
-from elivepatch.pipeline import InputFile, Job
+from elivepatch.job import InputFile, Job
 from elivepatch.protocol.models import BuildRequest, Report
 from elivepatch.server.artifacts import sync_directory, write_atomically
 from elivepatch.workshop import Workshop

@@ -23,7 +23,7 @@ from types import FrameType
 
 from elivepatch.cves.job import make
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InternalError
-from elivepatch.pipeline import Job
+from elivepatch.job import Job
 from elivepatch.progress import Event, Progress, Sink
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildStatus, Report
