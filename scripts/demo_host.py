@@ -91,14 +91,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(workshop: Workshop, work: Path, *flags: str) -> Generator[Server]:
+def server(workshop: Workshop, work: Path, *flags: str, **settings: str) -> Generator[Server]:
     """A server with a database of its own below ``work``, on a free port; ended when the block is left.
 
-    ``flags`` are more words for ``elivepatch-server serve``.
+    ``flags`` are more words for ``elivepatch-server serve``, ``settings`` settings by their names, in small letters.
     """
     running = Server(free_port(), work / "server.log")
     argv = [Path(sys.executable).parent / "elivepatch-server", "serve", "--port", str(running.port), *flags]
     env = {"ELIVEPATCH_CACHE": str(workshop.cache), "ELIVEPATCH_DATA": str(work / "data")}
+    env |= {f"ELIVEPATCH_{name.upper()}": value for name, value in settings.items()}
     with process.started(argv, log=running.log, env=env) as program:
         _wait_for(f"{running.url}/elivepatch/api/v2/health", program, running.log)
         yield running

@@ -16,8 +16,8 @@ from elivepatch.kernel.config import parse_config
 from elivepatch.patches.files import patch_files, require_patch
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest, HostFacts
-from elivepatch.selection import WantedKernel
-from elivepatch.sources.reference import parse_reference
+from elivepatch.selection import WantedKernel, is_published
+from elivepatch.sources.reference import ReleaseReference, parse_reference
 from elivepatch.version import installed_version
 from elivepatch.workshop import Workshop
 
@@ -49,25 +49,37 @@ class Job:
 def request_key(job: Job, workshop: Workshop) -> str:
     """The key of a build: a digest of all that decides its bytes and its report. Cheap: no kernel is looked up."""
     request = job.request
+    build_id = request.build_id or (request.host.build_id if request.host else None)
+    published = _is_published(job)
     parts: dict[str, object] = {
         "elivepatch": installed_version(),
         "kernel": request.kernel,
-        "build_id": request.build_id,
+        "build_id": build_id,
         "verify": request.verify,
         "proof": request.proof,
-        "host": _kernel_facts(request.host),
+        # of a published kernel the build ID says all: hosts that run it share its builds
+        "host": None if published else _kernel_facts(request.host),
         "image": job.image.digest if job.image is not None else request.image,
         "patches": [_digest(file.data) for file in job.patches],
         "base_patches": [_digest(file.data) for file in job.base_patches],
         "config": _digest(job.config),
         "check": _digest(job.check),
-        "symbols": _digest(job.symbols),
+        "symbols": None if published else _digest(job.symbols),
         "engine": request.engine,
         "cves": _cves(request, workshop),
         "klp": KLP_FORMAT,  # kpatch's version is a part of its root's digest
         "roots": {root.name: root.digest for root in workshop.roots.installed()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_published(job: Job) -> bool:
+    try:
+        reference = parse_reference(job.request.kernel)
+    except InvalidInputError:
+        return False  # the build will say so
+    modified = bool(job.base_patches) or job.image is not None or job.request.image is not None
+    return isinstance(reference, ReleaseReference) and is_published(reference, modified=modified)
 
 
 def _cves(request: BuildRequest, workshop: Workshop) -> object:
@@ -94,7 +106,6 @@ def wanted_kernel(job: Job) -> WantedKernel:
 
     Base patches may be of any kind: the tools that the host used decide about them. But patches they must be.
     """
-    parse_reference(job.request.kernel)
     for file in job.base_patches:
         require_patch(file.name, file.data, "base patch")
     if job.config is not None:

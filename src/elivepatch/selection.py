@@ -50,7 +50,8 @@ def hold_kernel(wanted: WantedKernel, workshop: Workshop, progress: Progress) ->
     base patches and its configuration. Raises KernelUnavailableError, InvalidInputError, DoesNotFitError.
     """
     reference = parse_reference(wanted.name)
-    if isinstance(reference, ReleaseReference) and _is_published(reference, wanted):
+    modified = bool(wanted.base_patches) or wanted.image is not None
+    if isinstance(reference, ReleaseReference) and is_published(reference, modified=modified):
         files, root, source = find_kernel(reference.release, workshop, progress)
         context = workshop.kernels.prepared(files, root, lambda: source.download(files, progress), progress)
     else:
@@ -105,8 +106,12 @@ def _own_kernel(wanted: WantedKernel, workshop: Workshop, progress: Progress) ->
         yield found
 
 
-def _is_published(reference: ReleaseReference, wanted: WantedKernel) -> bool:
-    return not wanted.base_patches and wanted.image is None and not possible_packages(str(reference.release))
+def is_published(reference: ReleaseReference, *, modified: bool) -> bool:
+    """Whether a release is that of a kernel which is taken as its distributor publishes it.
+
+    ``modified``: with patches of the host on it, or with an image that the host sent.
+    """
+    return not modified and not possible_packages(str(reference.release))
 
 
 def _published_source(files: KernelFiles, source: KernelSource) -> SourceTree:

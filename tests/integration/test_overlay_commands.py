@@ -15,9 +15,8 @@ from click.testing import Result
 from client_fakes import NAME, RELEASE, fake_host
 from client_rig import Rig
 from client_server import Server, done_report, serving
-from elivepatch.client.inputs import InputFile
-from elivepatch.client.overlay_apply import joined_check
 from elivepatch.errors import InputTooLargeError
+from elivepatch.overlay.contents import joined_check
 from overlay_git import Repository, keys, repository
 from overlay_support import DESCRIPTION, FILES, PATCH, make_overlay
 
@@ -299,9 +298,9 @@ def test_a_refusal_is_that_of_every_request(rig: HostRig, team: Repository) -> N
 
 def test_several_check_scripts_become_one(tmp_path: Path) -> None:
     def ends(*bodies: str) -> int:
-        script = joined_check([(f"e{n}", InputFile("x.sh", body.encode())) for n, body in enumerate(bodies)])
+        script = joined_check([(f"e{n}", body.encode()) for n, body in enumerate(bodies)])
         assert script is not None
-        (tmp_path / "check").write_bytes(script.data)
+        (tmp_path / "check").write_bytes(script)
         return subprocess.run(["sh", str(tmp_path / "check")], check=False).returncode
 
     good, bad = "#!/bin/sh\nexit 0\n", "#!/bin/sh\necho no; exit 3"
@@ -311,7 +310,7 @@ def test_several_check_scripts_become_one(tmp_path: Path) -> None:
     assert ends("test $(echo '$x') = '$x'", "x='\\n'; test \"$x\" = '\\n'", "cat <<EOF\nEND-\nEOF\n") == 0
     assert joined_check([]) is None
     with pytest.raises(InputTooLargeError):
-        joined_check([(str(n), InputFile("x", b"#" * 40_000)) for n in range(2)])
+        joined_check([(str(n), b"#" * 40_000) for n in range(2)])
 
 
 # -- test

@@ -64,15 +64,19 @@ class Store:
                 self.collect()
             yield path, was_there
 
+    def paths(self) -> list[Path]:
+        """Where the entries are. Cheap: nothing is measured; one may go at any moment."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(path for path in self._directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+
     def entries(self) -> list[Entry]:
         """What is there, the least recently used first."""
         found: list[Entry] = []
-        if self._directory.is_dir():
-            for path in self._directory.iterdir():
-                if path.is_dir() and not path.name.startswith("."):
-                    stamp = self._stamp(path.name)
-                    used = stamp.stat().st_mtime if stamp.exists() else path.stat().st_mtime
-                    found.append(Entry(path.name, path, disk_usage(path), used))
+        for path in self.paths():
+            stamp = self._stamp(path.name)
+            used = stamp.stat().st_mtime if stamp.exists() else path.stat().st_mtime
+            found.append(Entry(path.name, path, disk_usage(path), used))
         return sorted(found, key=lambda entry: entry.last_used)
 
     def collect(self, limit_bytes: int | None = None) -> list[Entry]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +13,11 @@ from elivepatch.client.outcome import Outcome
 from elivepatch.client.overlays import OpenOverlay, Overlays, require_known
 from elivepatch.client.request import RequestRun
 from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.overlay.contents import joined_check
 from elivepatch.overlay.kernels import KernelIdentity
 from elivepatch.overlay.model import Entry
 from elivepatch.overlay.selection import Selection, select, with_required
 from elivepatch.protocol import limits
-
-_SCRIPT = """\
-#!/bin/sh
-# the check scripts of {names}, one after the other: each must succeed
-"""
-_ONE = """\
-cat >/tmp/elivepatch-check.{number} <<'{mark}'
-{text}{mark}
-chmod 700 /tmp/elivepatch-check.{number}
-{call}/tmp/elivepatch-check.{number} || exit 1
-"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,7 @@ class Applying:
             self.wish.drop_earlier,
             self.wish.force,
             given=tuple(files.values()),
-            script=joined_check([(entry.id, script) for one, entry in chosen if (script := one.script(entry))]),
+            script=_joined(chosen),
             cves=tuple(sorted({cve for _, entry in chosen for cve in entry.cves})),
             overlays=tuple(dict.fromkeys(one.name for one, _ in chosen)),
         )
@@ -125,25 +114,8 @@ def picked(selection: Selection, only: Sequence[str], skip: Sequence[str]) -> tu
     return tuple(entry for entry in selection.chosen if entry.id in left)
 
 
-def joined_check(scripts: Sequence[tuple[str, InputFile]]) -> InputFile | None:
-    """One check script of several, each named after its entry. Raises InputTooLargeError.
-
-    It fails where one of them fails, so on the kernel without the livepatch one failure is enough.
-    """
-    if not scripts:
-        return None
-    if len(scripts) == 1:
-        return scripts[0][1]
-    digest = hashlib.sha256(b"".join(script.data for _, script in scripts)).hexdigest()
-    text = _SCRIPT.format(names=", ".join(name for name, _ in scripts)).encode()
-    for number, (_, script) in enumerate(scripts):
-        data = script.data if script.data.endswith(b"\n") else script.data + b"\n"
-        call = "" if data.startswith(b"#!") else "sh "
-        head, _, tail = _ONE.format(number=number, mark=f"END-{digest}", text="\0", call=call).partition("\0")
-        text += head.encode() + data + tail.encode()
-    if len(text) > limits.CHECK_BYTES:
-        raise InputTooLargeError(
-            f"The check scripts together are larger than {limits.CHECK_BYTES} bytes.",
-            hint="Apply some of the patches at a time, with --only or --skip.",
-        )
-    return InputFile("check.sh", text)
+def _joined(chosen: Sequence[tuple[OpenOverlay, Entry]]) -> InputFile | None:
+    """One check script of those of all entries."""
+    scripts = [(entry.id, script) for one, entry in chosen if (script := one.script(entry))]
+    data = joined_check([(name, script.data) for name, script in scripts])
+    return InputFile(scripts[0][1].name if len(scripts) == 1 else "check.sh", data) if data is not None else None

@@ -12,27 +12,27 @@ from pathlib import Path
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import InputFile
 from elivepatch.client.output import Output
-from elivepatch.client.settings import OverlaySettings, Settings
+from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory, require_trusted, write_whole
 from elivepatch.errors import (
     ElivepatchError,
     HostError,
-    InputTooLargeError,
     InvalidInputError,
     InvalidSettingError,
     NotFoundError,
 )
 from elivepatch.kernel.running import running_kernel
 from elivepatch.overlay.commits import CommitPatches
+from elivepatch.overlay.contents import patch_of, script_of
 from elivepatch.overlay.findings import Findings
 from elivepatch.overlay.kernels import KernelIdentity, KernelSyntaxError, identify, parse_distribution, parse_version
 from elivepatch.overlay.kernels import upstream_version as version_of
 from elivepatch.overlay.lint import usable_overlay
 from elivepatch.overlay.mirror import Mirror, MirrorState, Synced
 from elivepatch.overlay.model import Entry, Overlay
-from elivepatch.overlay.repository import PATCHES, DirectoryFiles, OverlayFiles
+from elivepatch.overlay.repository import DirectoryFiles, OverlayFiles
+from elivepatch.overlay.settings import OverlaySettings
 from elivepatch.overlay.signatures import PinnedKeys
-from elivepatch.protocol import limits
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,12 @@ class OpenOverlay:
 
     def script(self, entry: Entry) -> InputFile | None:
         """The check script of an entry, if it has one."""
-        if entry.check is None:
-            return None
-        file = InputFile(entry.check.rpartition("/")[2], self.files.read(f"{PATCHES}/{entry.check}"))
-        if len(file.data) > limits.CHECK_BYTES:
-            raise InputTooLargeError(
-                f"The check script of {entry.id} is larger than {limits.CHECK_BYTES} bytes.",
-                hint="Tell whoever runs the overlay.",
-            )
-        return file
+        data = script_of(entry, self.files)
+        return InputFile((entry.check or "").rpartition("/")[2], data) if data is not None else None
 
     def patch(self, entry: Entry, commits: CommitPatches) -> InputFile:
         """The patch of an entry, named after it."""
-        if entry.commit is not None:
-            data = commits.patch(entry.commit)
-        elif entry.path is not None:
-            data = self.files.read(f"{PATCHES}/{entry.path}")
-        else:
-            raise InvalidInputError(
-                f"The entry {entry.id} of {self.name} has no patch.", hint="Tell whoever runs the overlay."
-            )
-        return InputFile(f"{entry.id}.patch", data)
+        return InputFile(f"{entry.id}.patch", patch_of(entry, self.files, commits))
 
 
 @dataclass(frozen=True)

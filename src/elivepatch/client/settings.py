@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from elivepatch.client.address import check_url
 from elivepatch.client.classic import is_defaults, read_defaults
 from elivepatch.client.state import DEFAULT_STATE, require_trusted
 from elivepatch.errors import InvalidSettingError
+from elivepatch.overlay.settings import OverlayName, OverlaySettings
 
 CONFIG_FILE = Path("/etc/elivepatch/client.toml")
 DEFAULT_URL = "http://127.0.0.1:5000"
@@ -24,23 +25,11 @@ _PREFIX = "ELIVEPATCH_"
 #: Tables have no form that fits in a variable.
 _FILE_ONLY = {"overlays"}
 
-OverlayName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
-
-
-class OverlaySettings(BaseModel):
-    """An overlay that this host uses. Where files of keys are named it must be signed by one of these keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str = Field(description="where it is: https://, ssh://, git:// or file:///")
-    branch: str = Field(default="main", description="a branch, or a full name such as refs/tags/stable")
-    keys: Path | None = Field(default=None, description="OpenPGP keys that may sign; checked where set")
-    allowed_signers: Path | None = Field(default=None, description="ssh keys that may sign; checked where set")
 
 
 class Settings(BaseModel):

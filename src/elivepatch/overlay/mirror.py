@@ -216,11 +216,11 @@ class Mirror:
 
     def _failed(self, done: Completed, name: str) -> DownloadFailedError:
         said = said_last(done)
-        hint = "Check url and branch of the overlay in client.toml, and the network. What was here stays."
+        hint = "Check url and branch of the overlay in the settings, and the network. What was here stays."
         if is_forbidden_transport(said):
             hint = "Name it with https://, ssh://, git:// or file:///."
         elif asks_who_we_are(said):
-            hint = "Give root an ssh key and the host's key, or /etc/gitconfig a credential helper."
+            hint = "Give the user that fetches it an ssh key and the host's key, or /etc/gitconfig a credential helper."
         return DownloadFailedError(f"The overlay {name} cannot be fetched from {self.url}:\n{said}", hint=hint)
 
     def _guard(self, name: str) -> Guard:

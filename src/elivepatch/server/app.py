@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from elivepatch.server import api_cves, api_v1, api_v2, problems
+from elivepatch.server import api_cves, api_overlays, api_v1, api_v2, problems
 from elivepatch.server.events import EventStreams
 from elivepatch.server.metrics import Metrics
 from elivepatch.server.service import Service
@@ -91,6 +91,7 @@ def create_app(service: Service) -> FastAPI:
     problems.install(app, api.routes)
     app.include_router(api)
     app.include_router(api_cves.router(service))
+    app.include_router(api_overlays.router(service))
     if service.settings.v1:
         app.include_router(api_v1.router(service))
     app.metrics = metrics

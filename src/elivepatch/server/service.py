@@ -25,6 +25,7 @@ from elivepatch.errors import (
 from elivepatch.job import Job, request_key, wanted_kernel
 from elivepatch.patches.series import parse_series
 from elivepatch.protocol.models import BuildStatus, Health, KernelEntry, Report
+from elivepatch.protocol.overlays import WatchedOverlays
 from elivepatch.server.artifacts import ArtifactStore
 from elivepatch.server.cve_sync import CveSync
 from elivepatch.server.database import RUNNING, BuildRow, Database, new_id
@@ -33,6 +34,7 @@ from elivepatch.server.jobs.embedded import RUNNER, EmbeddedEngine
 from elivepatch.server.jobs.engine import JobEngine
 from elivepatch.server.jobs.runner import failure
 from elivepatch.server.kernels import list_kernels
+from elivepatch.server.overlay_watch import OverlayWatch
 from elivepatch.server.settings import Settings
 from elivepatch.version import installed_version
 from elivepatch.workshop import Workshop
@@ -53,6 +55,7 @@ class Service:
     key: KeyFunction = request_key
     kernels: KernelLister = list_kernels
     more_problems: Callable[[], Sequence[str]] = tuple
+    overlays: Callable[[], WatchedOverlays] = lambda: WatchedOverlays(overlays=(), builds=())
 
     def directory(self, build_id: str) -> JobDirectory:
         """Where a build lies."""
@@ -233,4 +236,16 @@ def _open(stack: contextlib.ExitStack, settings: Settings, runner: Sequence[str]
     cves = CveSync(settings)
     cves.start()
     stack.callback(cves.stop)
-    return Service(settings, database, artifacts, engine, key, more_problems=cves.problems)
+    watch = OverlayWatch(settings, database)
+    service = Service(
+        settings,
+        database,
+        artifacts,
+        engine,
+        key,
+        more_problems=lambda: (*cves.problems(), *watch.problems()),
+        overlays=watch.state,
+    )
+    watch.start(service.submit)
+    stack.callback(watch.stop)
+    return service

@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from elivepatch.cves.index import Index
 from elivepatch.errors import InvalidInputError, InvalidSettingError
+from elivepatch.overlay.settings import OverlayName, OverlaySettings
 from elivepatch.protocol.models import ProofLevel
 from elivepatch.sources.reference import KERNEL_ORG, parse_reference
 from elivepatch.toolchains.roots import COMMON_PACKAGES, RootSpec
@@ -146,6 +147,12 @@ class Settings(BaseSettings):
     )
     stable_http: Address | None = Field(
         default=None, description="address that gives one commit as a patch, with {commit} in it; without history"
+    )
+    overlays: dict[OverlayName, OverlaySettings] = Field(
+        default_factory=dict, max_length=64, description="overlays that are watched and built ahead, each by a name"
+    )
+    overlay_sync_hours: float = Field(
+        default=1.0, ge=0, le=8760, description="hours after which overlays are looked at again; 0 for never"
     )
     disk_reserve_bytes: int = Field(
         default=_GIB, ge=0, description="free disk below which the server says it is not well"
