@@ -228,6 +228,8 @@ STABLE_2 = (
     + "diff --git a/include/old.h b/include/old.h\ndeleted file mode 100644\n"
     "--- a/include/old.h\n+++ /dev/null\n@@ -1 +0,0 @@\n-gone soon\n"
 )
+#: The commit that a patch of the set says it was made from.
+BACKPORTED = "5a" * 20
 #: Its context is of another kernel: it goes in with fuzz only.
 FUZZY = diff("kernel/sched.c", _text(l17="another", l18="kernel"), _text(l17="another", l18="kernel", l20="fuzzy"))
 KCONFIG = diff("Kconfig", _text(l1="mainmenu"), _text(l1="mainmenu", l40='source "distro/Kconfig"'))
@@ -236,7 +238,8 @@ BASE = {
     "0000_README": "what is in here\n",
     "1000_linux-6.12.1.patch": STABLE_1,
     "1001_linux-6.12.2.patch": STABLE_2,
-    "1510_fs-links.patch": diff("fs/proc/meminfo.c", _text(l5="6.12.1", l8="6.12.2"), _text(l8="6.12.2", l5="1510")),
+    "1510_fs-links.patch": f"Subject: fs: links\n\ncommit {BACKPORTED} upstream.\n\n"
+    + diff("fs/proc/meminfo.c", _text(l5="6.12.1", l8="6.12.2"), _text(l8="6.12.2", l5="1510")),
     "2000_fuzzy.patch": FUZZY,
     # files that are only made go in at depth 0, below the prefix
     "2920_new-files.patch": diff("scripts/new.sh", "", "#!/bin/sh\necho new\n"),

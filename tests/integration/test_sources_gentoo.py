@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 import gentoo_support as made_up
+from elivepatch.cves.kernel import distributor_patches
+from elivepatch.cves.vendor import named_commits
 from elivepatch.errors import DownloadFailedError, KernelUnavailableError, SourceRejectedError
-from elivepatch.progress import Progress
+from elivepatch.progress import Event, Progress
+from elivepatch.selection import WantedKernel
 from elivepatch.sources.gentoo.distfiles import Distfiles, hashed_directory
 from elivepatch.sources.gentoo.package import parse_package
 from elivepatch.sources.gentoo.recipe import Host
 from elivepatch.sources.gentoo.source import GentooKernel, GentooSource
+from elivepatch.workshop import SourcePolicy, Workshop
 from upstream_mirror import Mirror
 
 pytestmark = pytest.mark.integration
@@ -138,6 +142,25 @@ def test_gentoo_sources_as_made_by_hand(world: World) -> None:
     assert kernel.release == "6.12.2-gentoo"
     assert kernel.tree.origin == "gentoo:gentoo-sources-6.12.2"
     assert not [path for path, _ in world.mirror.asked if "experimental" in path]
+
+
+def test_the_fixes_that_the_patches_bring_are_known(world: World) -> None:
+    world.repository.add("gentoo-sources-6.12.2", made_up.SOURCES_EBUILD)
+    policy = SourcePolicy(gentoo_repositories=(world.repository.root,), gentoo_mirrors=(world.mirror.address,))
+    workshop = Workshop(world.work / "cache", sources=policy)
+    wanted = WantedKernel("gentoo:gentoo-sources-6.12.2")
+    patches = distributor_patches("gentoo:gentoo-sources-6.12.2 with 1 base patch", wanted, workshop, QUIET)
+    assert [name for name, _ in patches] == [name for _, name, _ in [*BASE_STEPS, *EXTRAS_STEPS]]
+    assert named_commits(patches) == {made_up.BACKPORTED: "1510_fs-links.patch"}
+    assert distributor_patches("kernel.org:6.12.2", wanted, workshop, QUIET) == ()
+
+
+def test_the_fixes_of_patches_that_cannot_be_had_are_not_known(world: World) -> None:
+    told: list[Event] = []
+    wanted = WantedKernel("gentoo:gentoo-sources-6.12.2")
+    nothing = Workshop(world.work / "cache")
+    assert distributor_patches("gentoo:gentoo-sources-6.12.2", wanted, nothing, Progress(told.append)) == ()
+    assert "the patches of gentoo:gentoo-sources-6.12.2 cannot be read" in told[-1].message
 
 
 def test_a_revision_is_part_of_extraversion(world: World) -> None:

@@ -15,6 +15,8 @@ from elivepatch.errors import KernelUnavailableError, UnavailableError
 from elivepatch.kernel.compressed import gunzip
 from elivepatch.process import run
 from elivepatch.progress import Progress
+from elivepatch.selection import WantedKernel
+from elivepatch.sources.reference import parse_reference
 from elivepatch.workshop import Workshop
 
 _ASSIGNMENT = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)\s*=[ \t]*(\S*)", re.MULTILINE)
@@ -41,17 +43,32 @@ def upstream_version(kernel: PreparedKernel) -> KernelVersion:
     return parse_version(f"{said['VERSION']}.{said['PATCHLEVEL']}.{said.get('SUBLEVEL') or '0'}")
 
 
-def vendor_fixes(
-    kernel: PreparedKernel, base_patches: Sequence[tuple[str, bytes]], workshop: Workshop, progress: Progress
-) -> VendorFixes:
-    """What a kernel has beyond its version: from the changelog of Debian's source, and from base patches."""
-    commits = named_commits(base_patches)
+def vendor_fixes(kernel: PreparedKernel, wanted: WantedKernel, workshop: Workshop, progress: Progress) -> VendorFixes:
+    """What a kernel has beyond its version: its distributor's changelog (Debian) or patches (Gentoo), base patches."""
+    commits = named_commits([*distributor_patches(kernel.origin, wanted, workshop, progress), *wanted.base_patches])
     match = _DEBIAN.match(kernel.origin)
     text = _changelog(match[1], f"{match[1]}{match[2]}", workshop, progress) if match is not None else None
     if text is None:
         return VendorFixes(commits=commits)
     said = read_changelog(text)
     return VendorFixes(commits, said.subjects, said.cves)
+
+
+def distributor_patches(
+    origin: str, wanted: WantedKernel, workshop: Workshop, progress: Progress
+) -> Sequence[tuple[str, bytes]]:
+    """The patches of Gentoo's package that a kernel of that origin was made from; none where it is another's."""
+    if not origin.startswith("gentoo:"):
+        return ()
+    from elivepatch.origins import find_tree  # with HTTP and all
+
+    try:
+        tree = find_tree(parse_reference(wanted.name), wanted.host, wanted.config, workshop, progress)
+        tree.fetch(progress)
+        return tree.patches(progress) if tree.patches is not None else ()
+    except UnavailableError as error:
+        progress.step(f"the patches of {origin} cannot be read: {error.message}")
+        return ()
 
 
 def _changelog(series: str, version: str, workshop: Workshop, progress: Progress) -> str | None:

@@ -52,8 +52,7 @@ class Planner:
             kernel, _ = held.enter_context(hold_kernel(wanted, self.workshop, progress))
             version = upstream_version(kernel)
             progress.step(f"which vulnerabilities {kernel.release} has, made from {version}")
-            base = [(file.name, file.data) for file in job.base_patches]
-            vendor = vendor_fixes(kernel, base, self.workshop, progress)
+            vendor = vendor_fixes(kernel, wanted, self.workshop, progress)
             found = scan(
                 self.index,
                 version,

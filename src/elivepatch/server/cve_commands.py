@@ -157,8 +157,9 @@ def _module_names(path: Path | None) -> tuple[str, ...] | None:
 def _scan_kernel(kernel: str, loaded: Path | None, index: Index, settings: Settings, progress: Progress) -> CveScan:
     workshop = settings.workshop
     names = _module_names(loaded)
-    with hold_kernel(WantedKernel(kernel), workshop, progress) as (held, _):
-        vendor = vendor_fixes(held, (), workshop, progress)
+    wanted = WantedKernel(kernel)
+    with hold_kernel(wanted, workshop, progress) as (held, _):
+        vendor = vendor_fixes(held, wanted, workshop, progress)
         return scan(index, upstream_version(held), vendor=vendor, contents=Contents(held), loaded=names)
 
 

@@ -7,7 +7,7 @@ tree. It decides nothing about configuration, compiler or build.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,11 @@ class SourceTree:
     all that decides its contents: the same identity is the same tree, file by file. ``fetch`` downloads and verifies
     what is missing (the only part that uses the network); ``compose`` lays the tree out in an empty directory. Both
     raise errors of the tree: DownloadFailedError, KernelUnavailableError, SourceRejectedError, DiskFullError.
+    ``patches``, where the distributor's own are known, reads them once they are fetched: names and bytes, in order.
     """
 
     origin: str
     identity: str
     fetch: Callable[[Progress], None]
     compose: Callable[[Path, Progress], None]
+    patches: Callable[[Progress], Sequence[tuple[str, bytes]]] | None = None

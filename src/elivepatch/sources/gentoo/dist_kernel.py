@@ -97,7 +97,7 @@ class DistRecipe:
     def compose(self, work: Work) -> None:
         """See `Recipe`."""
         recipe.unpack_linux(work.files(self.linux), work)
-        patches = self._collect(work)
+        patches = self.patches(work)
         for number, path in enumerate(patches, start=1):
             work.progress.step(f"applying {path.name}", number / len(patches))
             done = recipe.run_patch(work.tree, path, _EAPPLY)
@@ -108,7 +108,8 @@ class DistRecipe:
         recipe.check_version(work.tree, self.release)
         recipe.settle_modes(work.tree)
 
-    def _collect(self, work: Work) -> list[Path]:
+    def patches(self, work: Work) -> Sequence[Path]:
+        """See `Recipe`."""
         patches: list[Path] = []
         if self.patch:
             patches.append(work.scratch / self.patch.name.removesuffix(".xz"))

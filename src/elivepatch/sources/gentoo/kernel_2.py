@@ -108,12 +108,15 @@ class UnipatchRecipe:
             "removals": self.removals,
         }
 
+    def patches(self, work: Work) -> Sequence[Path]:
+        """See `Recipe`."""
+        return [path for directory in self._collect(work) for path in _patches_of(directory)]
+
     def compose(self, work: Work) -> None:
         """See `Recipe`."""
         recipe.unpack_linux(work.files(self.linux), work)
         _remove_backups(work.tree)
-        directories = self._collect(work)
-        patches = [path for directory in directories for path in _patches_of(directory)]
+        patches = self.patches(work)
         depth = 0
         for number, path in enumerate(patches, start=1):
             work.progress.step(f"applying {path.name}", number / len(patches))

@@ -73,6 +73,10 @@ class Recipe(Protocol):
         """Everything that decides the tree, besides the distfiles and the version of the recipe."""
         ...
 
+    def patches(self, work: Work) -> Sequence[Path]:
+        """Lay out the patches below the scratch directory, and give them in the order in which they apply."""
+        ...
+
     def compose(self, work: Work) -> None:
         """Lay out the tree. Raises SourceRejectedError where the files are not what they should be."""
         ...

@@ -66,7 +66,12 @@ class GentooSource:
             with TemporaryDirectory(prefix=f"{target.name}.gentoo.", dir=target.parent) as scratch, _no_space(target):
                 recipe.compose(Work(target, Path(scratch), self.distfiles.checked, progress))
 
-        tree = SourceTree(f"gentoo:{package}", identity(recipe), fetch, compose)
+        def patches(progress: Progress) -> list[tuple[str, bytes]]:
+            with TemporaryDirectory(prefix="elivepatch-gentoo.") as scratch:
+                work = Work(Path(scratch) / "no-tree", Path(scratch), self.distfiles.checked, progress)
+                return [(path.name, path.read_bytes()) for path in recipe.patches(work)]
+
+        tree = SourceTree(f"gentoo:{package}", identity(recipe), fetch, compose, patches)
         return GentooKernel(package, tree, recipe.release)
 
     def _recipe(self, package: KernelPackage, host: Host, progress: Progress) -> Recipe:
