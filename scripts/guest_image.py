@@ -107,8 +107,11 @@ def _installer() -> _Installer:
     raise ToolUnavailableError("Neither uv nor pip is installed.", hint="Run 'make setup'.")
 
 
-def _installer_environment() -> dict[str, str]:
-    """What tells uv and pip where packages come from; that belongs to the machine."""
+def installer_environment() -> dict[str, str]:
+    """What tells uv and pip where packages come from, and where their cache is; that belongs to the machine.
+
+    Without it a program gets a home that is not there, and root would make it.
+    """
     names = [name for name in os.environ if name.startswith(("UV_", "PIP_")) or name == "XDG_CACHE_HOME"]
     return {"HOME": str(Path.home()), **{name: os.environ[name] for name in names}}
 
@@ -117,7 +120,7 @@ def build_wheel(project: Path, target: Path) -> Path:
     """The project as a wheel in the directory ``target``."""
     installer = _installer()
     argv = [*installer.argv, *installer.build, installer.output, target, project]
-    process.run(argv, env=_installer_environment(), timeout=600)
+    process.run(argv, env=installer_environment(), timeout=600)
     (wheel,) = target.glob("elivepatch-*.whl")
     return wheel
 
@@ -128,7 +131,7 @@ def build_sdist(project: Path, target: Path) -> Path:
     if installer.build[0] != "build":
         raise ToolUnavailableError("Making an archive of the source needs uv.", hint="Run 'make setup'.")
     argv = [*installer.argv, "build", "--sdist", "--quiet", installer.output, target, project]
-    process.run(argv, env=_installer_environment(), timeout=600)
+    process.run(argv, env=installer_environment(), timeout=600)
     (sdist,) = target.glob("elivepatch-*.tar.gz")
     return sdist
 
@@ -137,7 +140,7 @@ def install_packages(requirement: str, python_version: str, target: Path) -> Non
     """Install a Python package and what it needs into a directory, for a Python that may be another than ours."""
     installer = _installer()
     argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:"]
-    process.run([*argv, "--target", target, requirement], env=_installer_environment(), timeout=600)
+    process.run([*argv, "--target", target, requirement], env=installer_environment(), timeout=600)
 
 
 def install_pinned(requirements: Path, python_version: str, target: Path) -> None:
@@ -145,7 +148,7 @@ def install_pinned(requirements: Path, python_version: str, target: Path) -> Non
     installer = _installer()
     argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:", "--no-deps"]
     argv += ["--require-hashes", "--target", target, "-r", requirements]
-    process.run(argv, env=_installer_environment(), timeout=600)
+    process.run(argv, env=installer_environment(), timeout=600)
 
 
 def install_client(wheel: Path, python_version: str, stage: Path) -> None:
