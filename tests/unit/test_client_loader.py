@@ -146,7 +146,7 @@ def test_the_kernels_refusal_is_explained(bench: Bench, number: int, words: str)
 
 
 def test_a_module_that_is_no_livepatch_to_the_kernel_is_told(bench: Bench) -> None:
-    def load(descriptor: int) -> None:
+    def load(descriptor: int, parameters: str = "") -> None:
         put(bench.root, {f"sys/module/{NAME}/taint": "OE\n"})
 
     bench.kernel.load = load
