@@ -28,6 +28,8 @@ from elivepatch.progress import Progress
 PACKAGES = ("python3", "kmod")
 #: What a host does not miss in a guest that lives for a minute.
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+#: The Python packages that the client needs, with versions and digests.
+CLIENT_REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements/client.txt"
 _FREE_BYTES = 256 * 1024 * 1024
 
 
@@ -136,13 +138,6 @@ def build_sdist(project: Path, target: Path) -> Path:
     return sdist
 
 
-def install_packages(requirement: str, python_version: str, target: Path) -> None:
-    """Install a Python package and what it needs into a directory, for a Python that may be another than ours."""
-    installer = _installer()
-    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:"]
-    process.run([*argv, "--target", target, requirement], env=installer_environment(), timeout=600)
-
-
 def install_pinned(requirements: Path, python_version: str, target: Path) -> None:
     """Install the packages of a file, with the digests in it, into a directory, for a Python that may be another."""
     installer = _installer()
@@ -151,10 +146,18 @@ def install_pinned(requirements: Path, python_version: str, target: Path) -> Non
     process.run(argv, env=installer_environment(), timeout=600)
 
 
+def install_wheel(wheel: Path, requirements: Path, python_version: str, target: Path) -> None:
+    """Install a wheel that was made here, and what it needs as `install_pinned` does."""
+    install_pinned(requirements, python_version, target)
+    installer = _installer()
+    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:", "--no-deps"]
+    process.run([*argv, "--target", target, wheel], env=installer_environment(), timeout=600)
+
+
 def install_client(wheel: Path, python_version: str, stage: Path) -> None:
     """Install the client and what it needs below ``stage``, for the Python of the guest's root."""
     packages = stage / f"usr/local/lib/python{python_version}/dist-packages"
-    install_packages(str(wheel), python_version, packages)
+    install_wheel(wheel, CLIENT_REQUIREMENTS, python_version, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)  # their first line names the Python of this machine
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
@@ -199,7 +202,8 @@ def make_image(
         work = Path(name)
         wheel = build_wheel(project, work)
         of = (base.name, release, own)
-        key = _digest(*map(str.encode, of), _wheel_digest(wheel), Path(__file__).read_bytes())
+        made_by = (Path(__file__).read_bytes(), CLIENT_REQUIREMENTS.read_bytes())
+        key = _digest(*map(str.encode, of), _wheel_digest(wheel), *made_by)
         image = cache / f"guest-{suite}-{key}.ext4"
         if image.exists():
             return image
