@@ -203,6 +203,21 @@ def test_a_module_whose_livepatch_was_disabled_by_hand_is_unloaded(machine: Host
     assert machine.agreed() == []
 
 
+def test_one_that_was_disabled_by_hand_is_left_alone_until_somebody_reverts_it(machine: HostMachine) -> None:
+    """Also where it had been loaded and reverted before: the older entry of the journal says nothing about it."""
+    assert machine.load_unproven(FIRST).exit_code == 0
+    assert machine.run("revert").exit_code == 0
+    assert machine.load_unproven(FIRST).exit_code == 0
+    machine.kernel.switch(machine.host.root / f"sys/kernel/livepatch/{FIRST}/enabled", on=False)
+    machine.kernel.sleep(5)
+    machine.kernel.busy = 0
+    machine.run("repair")
+    assert (machine.host.root / "sys/module" / FIRST).exists()
+    assert machine.run("revert", FIRST).exit_code == 0
+    assert not (machine.host.root / "sys/module" / FIRST).exists()
+    assert machine.agreed() == []
+
+
 @pytest.mark.parametrize(("enabled", "words"), [("0", "ftrace is switched off"), ("1", "another livepatch")])
 def test_ftrace_that_is_off_is_told_from_another_transition(machine: HostMachine, enabled: str, words: str) -> None:
     put(machine.host.root, {"proc/sys/kernel/ftrace_enabled": f"{enabled}\n"})

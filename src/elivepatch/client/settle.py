@@ -184,7 +184,7 @@ class Settling:
 
     def _unload_left_over(self, entries: Sequence[Entry], kernel: RunningKernel) -> None:
         """Unload modules of livepatches that ended in this boot: they patch nothing any more."""
-        for entry in entries:
+        for entry in latest_entries(entries).values():
             name = entry.module.name if entry.module else ""
             last = entry.last
             ended = last is not None and last.step in _ENDED and last.boot_id == kernel.boot_id and not entry.forced
