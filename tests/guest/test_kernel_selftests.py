@@ -43,7 +43,8 @@ REFUSED = {
         r"\(kworker/\S+\) in busymod_work_func\+\S+ \[test_klp_callbacks_busy\]\. It was undone\.",
     ),
 }
-#: The livepatches that a case unloads, and that the client has unloaded by itself when another replaced them.
+#: The livepatches that a case unloads, and that the client has unloaded by itself when another replaced them. Before
+#: Linux 6.12 the first of the cases has only one.
 UNLOADED = {
     "test-livepatch.sh: atomic replace livepatch": {
         "test_klp_livepatch",
@@ -114,5 +115,6 @@ def look(case: Case, plain: Result, ours: Result) -> None:
     assert ours.passed == plain.passed, f"{case.title}:\n{plain.output}\n--\n{ours.output}\n{ours.client}"
     if ours.passed:
         assert ours.left == "", f"{case.title}: {ours.left}"
-        assert ours.unloaded == UNLOADED.get(case.title, set()), f"{case.title}: {ours.unloaded}"
+        expected = {name for name in UNLOADED.get(case.title, ()) if name in case.text}
+        assert ours.unloaded == expected, f"{case.title}: {ours.unloaded}"
         assert reverts == ("unload_lp" in case.own), case.title

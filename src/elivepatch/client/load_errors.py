@@ -28,7 +28,10 @@ _MEANINGS: dict[int, tuple[str, str]] = {
         "a module of this name is already loaded",
         "See 'elivepatch status'; revert that one first with 'elivepatch revert NAME'.",
     ),
-    errno.EBUSY: ("another livepatch is in transition, or loads at this moment", "Wait for its end, then try again."),
+    errno.EBUSY: (
+        "another livepatch loads at this moment, or a probe has hold of a function that it replaces",
+        f"Wait for its end, or take the probe away, then try again. {LOG_HINT}",
+    ),
     errno.ENOENT: ("it needs a symbol that this kernel does not have", LOG_HINT),
     errno.EINVAL: ("the kernel's livepatch core refused it", LOG_HINT),
     errno.ENOMEM: ("the kernel has no memory for it", "Free some memory and try again."),
