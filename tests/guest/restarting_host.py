@@ -188,7 +188,7 @@ class RestartingHost:
 
     def _own_part(self, kernel: GuestKernel, script: str, options: str, nonce: str) -> bytes:
         tree = initramfs.Tree()
-        drivers = ModuleDirectory(kernel.modules).load_order(["virtio_blk", "ext4"])
+        drivers = ModuleDirectory(kernel.modules).load_order(["virtio_pci", "virtio_blk", "ext4"])  # 6.1 has the bus so
         tree.file("/modules/order", "".join(f"{driver.name}\n" for driver in drivers).encode())
         for driver in drivers:
             tree.file(f"/modules/{driver.name}.ko", driver.elf)
