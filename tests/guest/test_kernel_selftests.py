@@ -105,7 +105,10 @@ def look(case: Case, plain: Result, ours: Result) -> None:
     if plain.passed:
         assert plain.left == "", f"{case.title}: {plain.left}"
     loads, reverts = (f"$ elivepatch {word} " in ours.client for word in ("load", "revert"))
-    assert loads == bool(re.search(r"\bload_lp\w* |load_failing_mod \$MOD_LIVEPATCH", case.own)), case.title
+    wanted = bool(re.search(r"\bload_lp\w* |load_failing_mod \$MOD_LIVEPATCH", case.own))
+    # 7.3 does not let ftrace be switched off any more, and the case that does so then has nothing to do
+    idle = "ftrace_disable_supported" in case.own and not loads
+    assert loads == wanted or idle, case.title
     refusal = REFUSED.get(case.title)
     if refusal and plain.passed:
         assert not ours.passed, f"{case.title} passes: take it out of the table"
@@ -117,4 +120,4 @@ def look(case: Case, plain: Result, ours: Result) -> None:
         assert ours.left == "", f"{case.title}: {ours.left}"
         expected = {name for name in UNLOADED.get(case.title, ()) if name in case.text}
         assert ours.unloaded == expected, f"{case.title}: {ours.unloaded}"
-        assert reverts == ("unload_lp" in case.own), case.title
+        assert reverts == ("unload_lp" in case.own) or idle, case.title
