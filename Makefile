@@ -74,6 +74,8 @@ requirements: setup ## renew the pinned Python packages
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url pyproject.toml -c requirements/dev.txt -o requirements/client.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml --extra server -c requirements/dev.txt -o requirements/server.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url requirements/gentoo.in -o requirements/gentoo.txt
 
 clean: ## remove what was set up in this directory

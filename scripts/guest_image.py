@@ -28,6 +28,8 @@ from elivepatch.progress import Progress
 PACKAGES = ("python3", "kmod")
 #: What a host does not miss in a guest that lives for a minute.
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+#: The Python packages that the client needs, with versions and digests.
+CLIENT_REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements/client.txt"
 _FREE_BYTES = 256 * 1024 * 1024
 
 
@@ -107,8 +109,11 @@ def _installer() -> _Installer:
     raise ToolUnavailableError("Neither uv nor pip is installed.", hint="Run 'make setup'.")
 
 
-def _installer_environment() -> dict[str, str]:
-    """What tells uv and pip where packages come from; that belongs to the machine."""
+def installer_environment() -> dict[str, str]:
+    """What tells uv and pip where packages come from, and where their cache is; that belongs to the machine.
+
+    Without it a program gets a home that is not there, and root would make it.
+    """
     names = [name for name in os.environ if name.startswith(("UV_", "PIP_")) or name == "XDG_CACHE_HOME"]
     return {"HOME": str(Path.home()), **{name: os.environ[name] for name in names}}
 
@@ -117,7 +122,7 @@ def build_wheel(project: Path, target: Path) -> Path:
     """The project as a wheel in the directory ``target``."""
     installer = _installer()
     argv = [*installer.argv, *installer.build, installer.output, target, project]
-    process.run(argv, env=_installer_environment(), timeout=600)
+    process.run(argv, env=installer_environment(), timeout=600)
     (wheel,) = target.glob("elivepatch-*.whl")
     return wheel
 
@@ -128,16 +133,9 @@ def build_sdist(project: Path, target: Path) -> Path:
     if installer.build[0] != "build":
         raise ToolUnavailableError("Making an archive of the source needs uv.", hint="Run 'make setup'.")
     argv = [*installer.argv, "build", "--sdist", "--quiet", installer.output, target, project]
-    process.run(argv, env=_installer_environment(), timeout=600)
+    process.run(argv, env=installer_environment(), timeout=600)
     (sdist,) = target.glob("elivepatch-*.tar.gz")
     return sdist
-
-
-def install_packages(requirement: str, python_version: str, target: Path) -> None:
-    """Install a Python package and what it needs into a directory, for a Python that may be another than ours."""
-    installer = _installer()
-    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:"]
-    process.run([*argv, "--target", target, requirement], env=_installer_environment(), timeout=600)
 
 
 def install_pinned(requirements: Path, python_version: str, target: Path) -> None:
@@ -145,13 +143,21 @@ def install_pinned(requirements: Path, python_version: str, target: Path) -> Non
     installer = _installer()
     argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:", "--no-deps"]
     argv += ["--require-hashes", "--target", target, "-r", requirements]
-    process.run(argv, env=_installer_environment(), timeout=600)
+    process.run(argv, env=installer_environment(), timeout=600)
+
+
+def install_wheel(wheel: Path, requirements: Path, python_version: str, target: Path) -> None:
+    """Install a wheel that was made here, and what it needs as `install_pinned` does."""
+    install_pinned(requirements, python_version, target)
+    installer = _installer()
+    argv: list[str | Path] = [*installer.argv, *installer.install(python_version), "--only-binary=:all:", "--no-deps"]
+    process.run([*argv, "--target", target, wheel], env=installer_environment(), timeout=600)
 
 
 def install_client(wheel: Path, python_version: str, stage: Path) -> None:
     """Install the client and what it needs below ``stage``, for the Python of the guest's root."""
     packages = stage / f"usr/local/lib/python{python_version}/dist-packages"
-    install_packages(str(wheel), python_version, packages)
+    install_wheel(wheel, CLIENT_REQUIREMENTS, python_version, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)  # their first line names the Python of this machine
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
@@ -196,7 +202,8 @@ def make_image(
         work = Path(name)
         wheel = build_wheel(project, work)
         of = (base.name, release, own)
-        key = _digest(*map(str.encode, of), _wheel_digest(wheel), Path(__file__).read_bytes())
+        made_by = (Path(__file__).read_bytes(), CLIENT_REQUIREMENTS.read_bytes())
+        key = _digest(*map(str.encode, of), _wheel_digest(wheel), *made_by)
         image = cache / f"guest-{suite}-{key}.ext4"
         if image.exists():
             return image

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The manual pages of both programs, made from their commands, their settings, and the texts in man_texts.py.
 
-    man_pages.py DIR        writes DIR/elivepatch.8 and DIR/elivepatch-server.8
+    man_pages.py DIR [PROGRAM…]      writes DIR/PROGRAM.8, for both programs unless some are named
 
-They are in the language of man(7). The date is that of SOURCE_DATE_EPOCH where it is set, so that a package is
-built the same twice.
+They are in the language of man(7). For the client's page alone nothing of the server's Python packages is needed. The
+version is that of the installation, or ELIVEPATCH_VERSION where nothing is installed yet. The date is that of
+SOURCE_DATE_EPOCH where it is set, so that a package is built the same twice.
 """
 
 from __future__ import annotations
@@ -21,10 +22,6 @@ from man_texts import CLIENT, SERVER, Text
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from elivepatch.client.cli import cli as client
-from elivepatch.client.settings import Settings as ClientSettings
-from elivepatch.server.cli import cli as server
-from elivepatch.server.settings import Settings as ServerSettings
 from elivepatch.version import installed_version
 
 SECTION = 8
@@ -48,11 +45,12 @@ def italic(text: str) -> str:
 
 def page(program: str, command: click.Command, settings: type[BaseModel], text: Text) -> str:
     """One page."""
+    version = os.environ.get("ELIVEPATCH_VERSION") or installed_version()
     when = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
     date = time.strftime("%Y-%m-%d", when)
     lines = [
         f'.\\" Made by scripts/man_pages.py from {program} and man_texts.py; do not edit.',
-        f'.TH {escaped(program.upper())} {SECTION} {date} "elivepatch {installed_version()}" "System administration"',
+        f'.TH {escaped(program.upper())} {SECTION} {date} "elivepatch {escaped(version)}" "System administration"',
         ".SH NAME",
         f"{escaped(program)} \\- {escaped(text.summary)}",
         ".SH SYNOPSIS",
@@ -157,20 +155,31 @@ def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-PAGES: dict[str, tuple[click.Command, type[BaseModel], Text]] = {
-    "elivepatch": (client, ClientSettings, CLIENT),
-    "elivepatch-server": (server, ServerSettings, SERVER),
-}
+PROGRAMS = ("elivepatch", "elivepatch-server")
+
+
+def parts(program: str) -> tuple[click.Command, type[BaseModel], Text]:
+    """What the page of a program is made from."""
+    if program == "elivepatch":
+        from elivepatch.client.cli import cli as client
+        from elivepatch.client.settings import Settings as ClientSettings
+
+        return client, ClientSettings, CLIENT
+    from elivepatch.server.cli import cli as server
+    from elivepatch.server.settings import Settings as ServerSettings
+
+    return server, ServerSettings, SERVER
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: man_pages.py DIR")
+    programs = sys.argv[2:] or PROGRAMS
+    if len(sys.argv) < 2 or not set(programs) <= set(PROGRAMS):
+        sys.exit("usage: man_pages.py DIR [PROGRAM…]")
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
-    for program, (command, settings, text) in PAGES.items():
+    for program in programs:
         path = directory / f"{program}.{SECTION}"
-        path.write_text(page(program, command, settings, text), encoding="utf-8")
+        path.write_text(page(program, *parts(program)), encoding="utf-8")
         print(path)
 
 

@@ -4,7 +4,8 @@
     packages.py deb --suite trixie --output DIR
 
 Each package is made in a clean root of its suite, and checked there by lintian. It brings the Python packages that the
-program needs as a virtual environment for that suite's python3, so it depends on nothing that the suite has too old.
+program needs as a virtual environment for that suite's python3, so it depends on nothing that the suite has too old;
+they are those of requirements/, at its versions and digests.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import click
-from guest_image import build_wheel, install_packages
+from guest_image import CLIENT_REQUIREMENTS, build_wheel, install_wheel
 
 from elivepatch import process
 from elivepatch.errors import ElivepatchError, InternalError
@@ -62,14 +63,14 @@ _COMPLETIONS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A program and the package that brings it; ``extra`` is the wheel's extra that it needs.
+    """A program and the package that brings it; ``requirements`` names the Python packages that it needs.
 
     ``surplus`` are Python packages that come with it and are never imported.
     """
 
     name: str
     program: str
-    extra: str
+    requirements: Path
     surplus: tuple[str, ...] = ()
 
 
@@ -78,8 +79,8 @@ _RICH = ("pygments", "pygments-*.dist-info", "markdown_it", "markdown_it_py-*.di
 #: PyYAML's binding to a copy of libyaml: overlays are read with its parser in Python.
 _YAML = ("_yaml", "yaml/_yaml*.so")
 _SERVER_ROOMS = tuple(f"elivepatch/{room}" for room in ("build", "cves", "server", "sources", "toolchains", "vm"))
-CLIENT = Part("client", "elivepatch", "", surplus=_RICH + _YAML + _SERVER_ROOMS)
-PARTS = (CLIENT, Part("server", "elivepatch-server", "[server]", surplus=_YAML))
+CLIENT = Part("client", "elivepatch", CLIENT_REQUIREMENTS, surplus=_RICH + _YAML + _SERVER_ROOMS)
+PARTS = (CLIENT, Part("server", "elivepatch-server", PROJECT / "requirements/server.txt", surplus=_YAML))
 
 
 # -- Debian packages
@@ -127,7 +128,7 @@ def stage(wheel: Path, part: Part, python: str, target: Path) -> None:
     """The tree of a package: a virtual environment for the suite's python3, and the program."""
     place = target / "usr/lib/elivepatch" / part.name
     packages = place / f"lib/python{python}/site-packages"
-    install_packages(f"{wheel}{part.extra}", python, packages)
+    install_wheel(wheel, part.requirements, python, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)
     without_surplus(packages, part.surplus)
     _without_interpreters(packages)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from guest_image import build_wheel, install_pinned
+from guest_image import CLIENT_REQUIREMENTS, build_wheel, install_pinned
 from packages import CLIENT, PROJECT, SUITES, packaging_root, without_surplus
 
 from elivepatch import process
@@ -33,7 +33,6 @@ from elivepatch.toolchains.sandbox import Limits, Sandbox, give_to_sandbox
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 #: Where the units are told that the file lies.
 PLACE = "/usr/local/sbin/elivepatch"
-REQUIREMENTS = PROJECT / "requirements/client.txt"
 _SHEBANG = b"#!/usr/bin/python3 -I\n"
 _LIMITS = Limits(processes=64, seconds=600.0)
 #: All dates in the archive, so that the same inputs give the same bytes: the first that a zip archive can have.
@@ -81,7 +80,8 @@ def _tag(python: str) -> str:
 
 def _stage_compiled(packages: Path, python: str, stage: Path) -> None:
     """The compiled modules for a version of Python, and an index of them."""
-    install_pinned(REQUIREMENTS, python, packages)
+    install_pinned(CLIENT_REQUIREMENTS, python, packages)
+    without_surplus(packages, CLIENT.surplus)
     place = stage / _tag(python)
     place.mkdir(parents=True)
     index: list[str] = []

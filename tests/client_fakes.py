@@ -120,12 +120,12 @@ class FakeKernel:
 
     # -- the system calls
 
-    def load(self, descriptor: int) -> None:
+    def load(self, descriptor: int, parameters: str = "") -> None:
         data = b""
         while chunk := os.read(descriptor, 65536):
             data += chunk
         name = read_module(data).name or ""
-        self.log.append(f"load {name}")
+        self.log.append(f"load {name} {parameters}".rstrip())
         if self.refuse is not None:
             raise OSError(self.refuse, os.strerror(self.refuse))
         if name in self.targets or (self.root / "sys/module" / name).exists():

@@ -36,6 +36,19 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elivepatch"
 
 
+#: The home of every program that `process` starts, unless it is told another: it is not there and must stay so.
+NO_HOME = Path("/nonexistent")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_home() -> Generator[None]:
+    """Fail where something makes the home that programs do not have; as root it can be made."""
+    before = NO_HOME.exists()
+    yield
+    made = sorted(map(str, NO_HOME.rglob("*")))[:5] if NO_HOME.exists() else []
+    assert before or not NO_HOME.exists(), f"a program that was started without HOME made {made}"
+
+
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Progress:
     """Progress that is seen although pytest keeps the output: making a kernel takes minutes."""

@@ -17,7 +17,7 @@ _DATA = Path(__file__).parent / "data/gentoo-master"
 _PYTHONS = ("python3_11", "python3_12", "python3_13", "python3_14")
 #: A dependency: category/name, version, flags in brackets.
 _ATOM = re.compile(r"(?<![\w/])([a-z-]+/[a-z0-9-]+?)(?:-(\d[\d.]*))?(?:\[([^\]]*)\])?(?=\s|$)", re.MULTILINE)
-_DEPENDENCIES = re.compile(r'^\t?[BR]?DEPEND="(.*?)^"', re.MULTILINE | re.DOTALL)
+_DEPENDENCIES = re.compile(r'^\t?(?:COMMON_|[BR])?DEPEND="(.*?)^"', re.MULTILINE | re.DOTALL)
 #: What the eclasses add by themselves.
 _BY_ECLASSES = ("dev-python/hatchling", "dev-vcs/git", "acct-group/kvm")
 _EBUILD = """\

@@ -188,7 +188,7 @@ class RestartingHost:
 
     def _own_part(self, kernel: GuestKernel, script: str, options: str, nonce: str) -> bytes:
         tree = initramfs.Tree()
-        drivers = ModuleDirectory(kernel.modules).load_order(["virtio_blk", "ext4"])
+        drivers = ModuleDirectory(kernel.modules).load_order(["virtio_pci", "virtio_blk", "ext4"])  # 6.1 has the bus so
         tree.file("/modules/order", "".join(f"{driver.name}\n" for driver in drivers).encode())
         for driver in drivers:
             tree.file(f"/modules/{driver.name}.ko", driver.elf)
@@ -209,9 +209,15 @@ class RestartingHost:
 def kept_host(
     workshop: Workshop, kernel: PreparedKernel, release: Release, progress: Progress, *packages: str
 ) -> Generator[demo_host.GuestHost]:
-    """A host with more packages; its image stays for as long as it is used, whatever others make meanwhile."""
+    """A host with more packages, kept as `held_image` does."""
     files = demo_host.find_kernel(workshop, release, progress)
-    host = demo_host.guest_host(workshop, kernel, files, progress, packages)
+    with held_image(demo_host.guest_host(workshop, kernel, files, progress, packages)) as host:
+        yield host
+
+
+@contextlib.contextmanager
+def held_image(host: demo_host.GuestHost) -> Generator[demo_host.GuestHost]:
+    """A host whose image stays for as long as it is used, whatever others make meanwhile."""
     held = host.image.with_name(f".held-{os.getpid()}-{host.image.name}")
     held.hardlink_to(host.image)
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gentoo_overlay
 import pytest
+from guest_image import installer_environment
 
 from elivepatch import process
 from gentoo_master import make_master
@@ -34,9 +35,10 @@ def pkgcheck(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, at the versions and digests of requirements/gentoo.txt."""
     place = tmp_path_factory.mktemp("pkgcheck") / "venv"
     uv = Path(sys.executable).with_name("uv")
-    process.run([uv, "venv", "--quiet", "--python", sys.executable, place], timeout=120)
+    environment = installer_environment()
+    process.run([uv, "venv", "--quiet", "--python", sys.executable, place], env=environment, timeout=120)
     words = ["--quiet", "--require-hashes", "-r", PROJECT / "requirements/gentoo.txt"]
-    process.run([uv, "pip", "install", "--python", place / "bin/python", *words], timeout=300)
+    process.run([uv, "pip", "install", "--python", place / "bin/python", *words], env=environment, timeout=300)
     return place / "bin/pkgcheck"
 
 
@@ -101,6 +103,47 @@ def test_the_archive_is_the_one_in_the_manifest_and_has_what_is_installed(made: 
     assert names >= {*installed, "README.md", "docs/install.md", "src/elivepatch/client/entry.py", "pyproject.toml"}
 
 
+#: What the ebuild calls of its eclasses and of the package manager; calls that install something are written down.
+_PHASES = r"""
+for name in inherit python_gen_cond_dep distutils-r1_python_install_all python_get_scriptdir; do
+    eval "$name() { :; }"
+done
+for name in newbashcomp newzshcomp newfishcomp doman systemd_dounit doinitd newinitd; do
+    eval "$name() { echo $name \"\$@\"; }"
+done
+use() { test "$1" = "$FLAG"; }
+usev() { use "$1" && echo "$2"; return 0; }
+die() { exit 9; }
+. "$1"
+FILESDIR=files ED=$T/image D=$T/image
+mkdir -p "$T/image/usr/bin"
+touch "$T/image/usr/bin/elivepatch-server" "$T/image/elivepatch-server"
+python_compile_all && python_install_all
+"""
+
+
+@pytest.mark.parametrize(("flag", "pages"), [("", ["elivepatch"]), ("server", ["elivepatch", "elivepatch-server"])])
+def test_the_phases_of_the_ebuild_make_and_install_manual_pages(
+    made: gentoo_overlay.Overlay, tmp_path: Path, flag: str, pages: list[str]
+) -> None:
+    with tarfile.open(made.archive) as archive:
+        archive.extractall(tmp_path, filter="data")
+    called = made.archive.name.removesuffix(".tar.gz")
+    temporary = tmp_path / "T"
+    temporary.mkdir()
+    version = called.removeprefix("elivepatch-")
+    env = {"T": str(temporary), "PV": version, "EPYTHON": sys.executable, "FLAG": flag, "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = ["bash", "-ec", _PHASES, "phases", str(made.place / f"app-admin/elivepatch/{called}.ebuild")]
+    calls = process.run(argv, cwd=tmp_path / called, env=env, timeout=300).stdout.splitlines()
+    files = [temporary / f"man/{page}.8" for page in pages]
+    (installed,) = (call.split()[1:] for call in calls if call.startswith("doman "))
+    assert sorted(installed) == sorted(map(str, files))
+    assert sorted((temporary / "man").iterdir()) == sorted(files)
+    for file in files:
+        assert f'"elivepatch {version}"' in file.read_text().replace("\\-", "-")
+    assert any(call.startswith("newbashcomp ") for call in calls)
+
+
 def test_the_same_source_gives_the_same_archive(made: gentoo_overlay.Overlay, tmp_path: Path) -> None:
     assert gentoo_overlay.make_overlay(tmp_path).archive.read_bytes() == made.archive.read_bytes()
 
@@ -118,6 +161,6 @@ def test_the_ebuild_asks_for_what_the_project_needs() -> None:
     block = project[project.index("dependencies = [") : project.index("[dependency-groups]")]
     ebuild = (PROJECT / "packaging/gentoo/app-admin/elivepatch/elivepatch-9999.ebuild").read_text()
     needed = re.findall(r'"([a-z0-9-]+)>=([\d.]+)"', block)
-    assert len(needed) == 15
+    assert len(needed) == 16
     for name, version in needed:
         assert re.search(rf">=dev-(python|libs)/{name}-{re.escape(version)}\[", ebuild), name

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import packages
 import pytest
+from guest_image import build_wheel
 
 from clean_host import CleanHost, clean_host
 from elivepatch import process
@@ -109,3 +111,23 @@ def test_the_packages_are_for_this_python(debs: dict[str, Path], suite: str) -> 
         needs = process.run(["dpkg-deb", "--field", deb, "Depends"]).stdout
         assert f"python3 (>= {version}~)" in needs
         assert "man8" in process.run(["dpkg-deb", "--contents", deb]).stdout
+
+
+def test_the_python_packages_are_those_that_are_pinned(debs: dict[str, Path]) -> None:
+    for part in packages.PARTS:
+        contents = process.run(["dpkg-deb", "--contents", debs[part.program]]).stdout
+        packed = set(re.findall(r"site-packages/([a-z0-9_.]+)-([^/-]+)\.dist-info/METADATA$", contents, re.MULTILINE))
+        pinned = re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", part.requirements.read_text(), re.MULTILINE)
+        others = packed - {(name.replace("-", "_"), version) for name, version in pinned}
+        assert {name for name, _ in others} == {"elivepatch"}, others
+        assert len(packed) > 5
+
+
+def test_a_python_package_with_another_digest_is_not_packed(tmp_path: Path) -> None:
+    requirements = tmp_path / "requirements.txt"
+    pinned = packages.CLIENT.requirements.read_text()
+    requirements.write_text(re.sub(r"(?<=sha256:)[0-9a-f]{8}", "00000000", pinned))
+    wheel = build_wheel(packages.PROJECT, tmp_path)
+    part = dataclasses.replace(packages.CLIENT, requirements=requirements)
+    with pytest.raises(process.ProgramError, match=r"(?i)hash"):
+        packages.stage(wheel, part, "3.13", tmp_path / "stage")

@@ -70,6 +70,12 @@ def test_a_request_on_a_host_gets_its_module(host: CleanHost) -> None:
     assert refused["exit_status"] == 6  # the server is gone: what it says has come through all of the HTTP client
 
 
+def test_overlays_are_read(host: CleanHost) -> None:
+    host.run(PROGRAM, "overlay", "init", "/root/overlay", "--title", "Ours")
+    done = host.completed(PROGRAM, "overlay", "lint", "/root/overlay", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_another_python_is_told_what_it_needs(made: Path, tmp_path: Path) -> None:
     changed = tmp_path / "elivepatch.pyz"
     tag = f"py{sys.version_info[0]}{sys.version_info[1]}"

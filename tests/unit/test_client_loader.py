@@ -131,7 +131,7 @@ def test_an_interrupted_load_is_undone(bench: Bench) -> None:
         (errno.ENOKEY, "does not trust"),
         (errno.ENOEXEC, "not a module for this kernel"),
         (errno.EEXIST, "already loaded"),
-        (errno.EBUSY, "in transition"),
+        (errno.EBUSY, "another livepatch loads"),
         (errno.EIO, "Input/output error"),
     ],
 )
@@ -146,7 +146,7 @@ def test_the_kernels_refusal_is_explained(bench: Bench, number: int, words: str)
 
 
 def test_a_module_that_is_no_livepatch_to_the_kernel_is_told(bench: Bench) -> None:
-    def load(descriptor: int) -> None:
+    def load(descriptor: int, parameters: str = "") -> None:
         put(bench.root, {f"sys/module/{NAME}/taint": "OE\n"})
 
     bench.kernel.load = load
@@ -400,6 +400,22 @@ def test_tasks_are_those_on_the_other_side(tmp_path: Path) -> None:
     assert [task.name for task in tasks_behind(tmp_path, patching=True)] == ["t2"]
     assert [task.name for task in tasks_behind(tmp_path, patching=False)] == ["t1"]
     assert tasks_behind(tmp_path, patching=True)[0].stack == ()
+
+
+@pytest.mark.parametrize(
+    ("functions", "module", "at"),
+    [
+        ({"busy_work"}, None, "busy_work+0x3c/0x60 [busy]"),
+        ({"other"}, None, "msleep+0x2b/0x40"),
+        (set[str](), "busy", "busy_work+0x3c/0x60 [busy]"),
+    ],
+)
+def test_a_task_is_shown_in_what_holds_it(tmp_path: Path, functions: set[str], module: str | None, at: str) -> None:
+    stack = "[<0>] msleep+0x2b/0x40\n[<0>] busy_work+0x3c/0x60 [busy]\n[<0>] kthread+0xd2/0x100\n"
+    task = "proc/7/task/7"
+    put(tmp_path, {f"{task}/patch_state": "0", f"{task}/comm": "kworker\n", f"{task}/stack": stack})
+    (found,) = tasks_behind(tmp_path, patching=True, functions=frozenset(functions), module=module)
+    assert str(found) == f"7 (kworker) in {at}"
 
 
 def test_the_real_system_calls_give_the_kernels_errno(tmp_path: Path) -> None:

@@ -194,10 +194,10 @@ def test_a_full_disk_does_not_keep_a_load_from_being_undone(
     machine.kernel.stuck = True
     load = machine.kernel.load
 
-    def full(_descriptor: int) -> None:
+    def full(_descriptor: int, parameters: str = "") -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def load_and_fill(descriptor: int) -> None:
+    def load_and_fill(descriptor: int, parameters: str = "") -> None:
         load(descriptor)
         patch.setattr(os, "fsync", full)
 

@@ -39,14 +39,14 @@ def commands(command: click.Command, words: str = "") -> Iterator[tuple[str, cli
             yield from commands(found, f"{words} {name}".strip())
 
 
-@pytest.fixture(scope="module", params=man_pages.PAGES)
+@pytest.fixture(scope="module", params=man_pages.PROGRAMS)
 def program(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def page(program: str) -> str:
-    return rendered(man_pages.page(program, *man_pages.PAGES[program]))
+    return rendered(man_pages.page(program, *man_pages.parts(program)))
 
 
 def section(page: str, title: str) -> str:
@@ -57,7 +57,7 @@ def section(page: str, title: str) -> str:
 
 
 def test_every_flag_of_every_command_is_in_its_place(program: str, page: str) -> None:
-    for words, command in commands(man_pages.PAGES[program][0]):
+    for words, command in commands(man_pages.parts(program)[0]):
         text = section(page, f"   {words}" if words else "OPTIONS")
         for flag in flags(command):
             assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", text), f"{program} {words} {flag}"
@@ -66,7 +66,7 @@ def test_every_flag_of_every_command_is_in_its_place(program: str, page: str) ->
 
 def test_every_setting_is_there_with_its_default(program: str, page: str) -> None:
     text = section(page, "SETTINGS")
-    for name, field in man_pages.PAGES[program][1].model_fields.items():
+    for name, field in man_pages.parts(program)[1].model_fields.items():
         assert re.search(rf"^ +{name}\b", text, re.MULTILINE), name
         if isinstance(field.default, int | float | str):
             assert str(field.default).lower() in text.lower(), name
@@ -93,7 +93,7 @@ def test_text_is_never_taken_for_a_command() -> None:
 
 def test_the_date_is_that_of_the_source(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-    assert "1970-01-01" in man_pages.page(program, *man_pages.PAGES[program])
+    assert "1970-01-01" in man_pages.page(program, *man_pages.parts(program))
 
 
 def test_the_program_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,12 @@ LAYOUT_RULES = frozenset({"struct-layout", "data-layout"})
 
 @dataclass(frozen=True)
 class AcceptedModule:
-    """A module that passed. ``functions`` are the (object, function) that it replaces."""
+    """A module that passed. ``functions`` are the (object, function) that it replaces, None where no report says."""
 
     name: str
     release: str
     file: ModuleFile
-    functions: frozenset[tuple[str, str]]
+    functions: frozenset[tuple[str, str]] | None
 
 
 def kernel_name(name: str) -> str:
@@ -62,6 +62,24 @@ def check_module(data: bytes, report: Report, release: str | None) -> AcceptedMo
         raise _rejected(f"{name} is for the kernel {file.release}, not for {wanted}")
     changed = frozenset((kernel_name(f.object), f.function) for f in report.changed if f.kind == "changed")
     return AcceptedModule(name, wanted, file, changed)
+
+
+def check_unproven(data: bytes, kernel: RunningKernel) -> AcceptedModule:
+    """Check what a module without a report says about itself: that it is a livepatch for the running kernel.
+
+    Raises ModuleRejectedError.
+    """
+    hint = 'It was not loaded. Build it for the running kernel, with MODULE_INFO(livepatch, "Y").'
+    file = read_module(data)
+    name = kernel_name(file.name or "")
+    if not MODULE_NAME.fullmatch(name):
+        raise _rejected(f"{name[:80]!r} cannot be the name of a module", hint=hint)
+    if not file.livepatch:
+        raise _rejected(f"{name} is not marked as a livepatch", hint=hint)
+    if file.release != kernel.release or file.is_for_machine(kernel.machine) is False:
+        host = f"this host runs {kernel.release} on {kernel.machine}"
+        raise _rejected(f"{name} is for the kernel {file.release}, and {host}", hint=hint)
+    return AcceptedModule(name, kernel.release, file, None)
 
 
 def accept_stored(data: bytes, entry: Entry, kernel: RunningKernel) -> AcceptedModule:

@@ -54,11 +54,13 @@ class Activation:
         sha256: str,
         *,
         replaces: Iterable[str],
+        beside: bool = False,
         force: bool = False,
     ) -> Activated:
         """Load the module that lies at ``path``; the lock must be held.
 
-        ``replaces`` are the livepatches that it is to take the place of. Raises what `Loader.load` raises.
+        ``replaces`` are the livepatches that it is to take the place of, or to be ``beside``. Raises what `Loader.load`
+        raises.
         """
 
         def step(name: LoaderStep) -> None:
@@ -80,7 +82,9 @@ class Activation:
                     sha256,
                     module.file,
                     module.functions,
-                    replaces=frozenset(ended),
+                    replaces=frozenset() if beside else frozenset(ended),
+                    beside=beside,
+                    parameters=record.entry.parameters,
                     through_kpatch=self.settings.kpatch,
                     force=force,
                 )
@@ -92,6 +96,8 @@ class Activation:
             self.warn(f"the transition of {module.name} was ended by force; its module can never be unloaded.")
         self._record_loaded(record, loaded)
         replaced = self._record_replaced(ended, module.name)
+        if beside and replaced:  # kernels before 6.11 do not tell that before it is too late
+            self.warn(f"{module.name} has replaced {', '.join(replaced)}, though it was to be loaded beside them.")
         for name in replaced:
             if loaded.forced:  # klp_force_transition() pins every module that was in force
                 self._note_forced(name)
@@ -142,13 +148,15 @@ def last_step(entry: Entry | None) -> StepName | None:
     return entry.last.step if entry and entry.last else None
 
 
-def is_present(name: str, sha256: str, kernel: RunningKernel, state: StateDirectory, host: Host) -> bool:
+def is_present(
+    name: str, sha256: str, kernel: RunningKernel, state: StateDirectory, host: Host, *, parameters: str = ""
+) -> bool:
     """Whether the kernel holds this very module. Raises HostError where it holds another of that name."""
     held = livepatch(name, host.root)
     if held is None:
         return False
     entry = Journal(state).latest_of(name)
-    ours = entry and entry.module and entry.module.sha256 == sha256 and entry.last
+    ours = entry and entry.module and (entry.module.sha256, entry.parameters) == (sha256, parameters) and entry.last
     if ours and ours.step == "loaded" and ours.boot_id == kernel.boot_id and held.enabled and not held.transition:
         return True
     raise HostError(

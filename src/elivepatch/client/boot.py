@@ -58,7 +58,8 @@ def candidate(entries: Sequence[Entry], kernel: RunningKernel) -> tuple[Entry | 
     """
     latest = latest_entries(entries)
     guarded = None
-    for entry in sorted(latest.values(), key=lambda one: one.number, reverse=True):
+    proven = (entry for entry in latest.values() if not entry.unproven)
+    for entry in sorted(proven, key=lambda one: one.number, reverse=True):
         step = entry.last.step if entry.last else None
         if entry.release != kernel.release or entry.build_id != kernel.build_id or kernel.build_id is None:
             continue

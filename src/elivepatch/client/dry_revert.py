@@ -8,7 +8,6 @@ from typing import Literal
 
 from elivepatch.client.entries import latest_entries
 from elivepatch.client.journal import Entry, Journal
-from elivepatch.client.loader import Loader
 from elivepatch.client.revert import WAITING, Reverting
 from elivepatch.client.settle import Repair, repairs
 from elivepatch.client.state import LockedError, StateDirectory
@@ -95,10 +94,10 @@ class RevertingDry(Reverting):
         last = entry.last.step if entry and entry.last else None
         if held:
             state: State = "in-transition" if held.transition else "in-force" if held.enabled else "disabled"
+        elif self._left_over(name):
+            state = "left-over"
         elif last in WAITING:
             state = "waiting"
-        elif Loader(self.host, 0, self.output.line).left_over(name):
-            state = "left-over"
         elif last == "replaced":
             state = "replaced"
         else:

@@ -187,6 +187,8 @@ def _entry_lines(entry: Entry) -> Iterator[str]:
         yield f"    for {', '.join(entry.cves)}"
     if entry.overlays:
         yield f"    of {', '.join(entry.overlays)}"
+    if entry.unproven:
+        yield f"    loaded without a report{f', with {entry.parameters}' if entry.parameters else ''}"
     for function in entry.changed:
         yield f"    {function.object}: {function.function} ({function.kind})"
     for step in entry.steps:

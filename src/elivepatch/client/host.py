@@ -31,8 +31,11 @@ _CALLS = {
 class ModuleCalls(Protocol):
     """What changes a kernel: modules in and out, and the switch of a livepatch. All raise OSError with its errno."""
 
-    def load(self, descriptor: int) -> None:
-        """Load the module file that is open for reading (finit_module(2)); returns when its init has ended."""
+    def load(self, descriptor: int, parameters: str = "") -> None:
+        """Load the module file that is open for reading (finit_module(2)); returns when its init has ended.
+
+        ``parameters`` are those of the module, in the form that the kernel parses.
+        """
         ...
 
     def unload(self, name: str) -> None:
@@ -59,9 +62,9 @@ class Clock(Protocol):
 class KernelCalls:
     """The real system calls."""
 
-    def load(self, descriptor: int) -> None:
+    def load(self, descriptor: int, parameters: str = "") -> None:
         """See `ModuleCalls`."""
-        self._call(0, descriptor, b"", 0)
+        self._call(0, descriptor, parameters.encode(), 0)
 
     def unload(self, name: str) -> None:
         """See `ModuleCalls`."""

@@ -74,7 +74,9 @@ def info_command(context: click.Context, module: str, as_json: bool) -> None:
 
 @click.command("load")
 @click.argument("module", type=FILE)
-@click.option("--report", type=FILE, required=True, metavar="FILE", help="The report of its build, as JSON.")
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--report", type=FILE, metavar="FILE", help="The report of its build, as JSON.")
+@click.option("--no-report", is_flag=True, help="Load what elivepatch did not build, until the host goes down.")
 @click.option(
     "-p",
     "--patch",
@@ -85,6 +87,7 @@ def info_command(context: click.Context, module: str, as_json: bool) -> None:
     help="Patch that the module was made from, so that later livepatches can contain it; may be repeated.",
 )
 @click.option("--drop-earlier", is_flag=True, help="Let the effects of livepatches that are in force end.")
+@click.option("--beside", is_flag=True, help="With --no-report: leave livepatches that are in force as they are.")
 @click.option("--no-verify", is_flag=True, help="Load what was not tried in a VM.")
 @click.option("--accept-warnings", is_flag=True, help="Load although the layout of memory in use changes.")
 @click.option("--force", is_flag=True, help="End a transition that does not finish in time by force. Dangerous.")
@@ -95,9 +98,12 @@ def info_command(context: click.Context, module: str, as_json: bool) -> None:
 def load_command(
     context: click.Context,
     module: Path,
-    report: Path,
+    parameters: tuple[str, ...],
+    report: Path | None,
+    no_report: bool,
     patches: tuple[Path, ...],
     drop_earlier: bool,
+    beside: bool,
     no_verify: bool,
     accept_warnings: bool,
     force: bool,
@@ -105,13 +111,23 @@ def load_command(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Check and load the file MODULE, which was built elsewhere."""
+    """Check and load the file MODULE, which was built elsewhere.
+
+    Without a report, parameters of the module may follow.
+    """
     from elivepatch.client.load_file import FileLoad, FileWish
     from elivepatch.client.summary import summary
 
+    if (report is None) != no_report:
+        raise click.UsageError("Either --report FILE or --no-report.", context)
+    if report and (parameters or beside):
+        raise click.UsageError("Parameters and --beside are for modules without a report (--no-report).", context)
+    if beside and drop_earlier:
+        raise click.UsageError("Either --beside or --drop-earlier.", context)
+
     flags = {"verify": False if no_verify else None, "kpatch": kpatch, "transition_timeout": timeout}
     with subcommand(context, as_json=as_json, **flags) as command:
-        wish = FileWish(module, report, patches, accept_warnings, drop_earlier, force)
+        wish = FileWish(module, report, patches, parameters, accept_warnings, drop_earlier, beside, force)
         done = FileLoad(wish, command.settings, command.host, command.output, command.warnings).run()
         command.output.data(done.dump())
         command.output.result(summary(done))

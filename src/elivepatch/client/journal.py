@@ -99,6 +99,8 @@ class Entry(_Model):
     module: StoredModule | None = None
     proof: str | None = None
     verified: bool | None = None
+    unproven: bool = Field(default=False, description="loaded without a report: for one boot, never at the next")
+    parameters: str = Field(default="", description="what the module was given, in the form that the kernel parses")
     changed: tuple[ChangedFunction, ...] = ()
     cves: tuple[str, ...] = Field(default=(), description="those that the patches, or their overlays, name")
     overlays: tuple[str, ...] = Field(default=(), description="those that patches came from")

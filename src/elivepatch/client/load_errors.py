@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from pathlib import Path
 
 SIGNATURE_HINT = (
     "Sign the module with a key that this kernel trusts (a machine owner key enrolled with mokutil, or one built into "
@@ -26,7 +28,10 @@ _MEANINGS: dict[int, tuple[str, str]] = {
         "a module of this name is already loaded",
         "See 'elivepatch status'; revert that one first with 'elivepatch revert NAME'.",
     ),
-    errno.EBUSY: ("another livepatch is in transition, or loads at this moment", "Wait for its end, then try again."),
+    errno.EBUSY: (
+        "another livepatch loads at this moment, or a probe has hold of a function that it replaces",
+        f"Wait for its end, or take the probe away, then try again. {LOG_HINT}",
+    ),
     errno.ENOENT: ("it needs a symbol that this kernel does not have", LOG_HINT),
     errno.EINVAL: ("the kernel's livepatch core refused it", LOG_HINT),
     errno.ENOMEM: ("the kernel has no memory for it", "Free some memory and try again."),
@@ -39,6 +44,11 @@ _MEANINGS: dict[int, tuple[str, str]] = {
 }
 
 
-def load_error(number: int) -> tuple[str, str]:
-    """The meaning of an errno of a load, and a hint."""
+def load_error(number: int, root: Path | None = None) -> tuple[str, str]:
+    """The meaning of an errno of a load, and a hint; ``root`` is the host's, where that may tell more."""
+    if number == errno.EBUSY and root is not None:
+        with contextlib.suppress(OSError):
+            # register_ftrace_function() has the same errno for it (kernel/trace/ftrace.c)
+            if (root / "proc/sys/kernel/ftrace_enabled").read_text().strip() == "0":
+                return "ftrace is switched off, which livepatches need", "Switch it on: sysctl kernel.ftrace_enabled=1"
     return _MEANINGS.get(number, (os.strerror(number), LOG_HINT))

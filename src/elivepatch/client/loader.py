@@ -98,20 +98,23 @@ class Loader:
         path: Path,
         sha256: str,
         module: ModuleFile,
-        functions: frozenset[tuple[str, str]],
+        functions: frozenset[tuple[str, str]] | None,
         *,
         replaces: frozenset[str] = frozenset(),
+        beside: bool = False,
+        parameters: str = "",
         through_kpatch: bool = False,
         force: bool = False,
     ) -> Loaded:
         """Load the module file and wait until its transition has finished.
 
-        ``functions`` are the (object, function) that it must replace, ``replaces`` the livepatches that must have
-        ended with the transition; their modules stay (`unload_replaced`). With ``force`` a transition that does not
-        finish in time is ended by force. Whatever else goes wrong after the kernel took the module is undone, and as
-        long as the transition had not finished, what it would have replaced stays in force. Raises
-        HostError where the kernel refuses it, ModuleRejectedError where it is not what it should be,
-        TransitionTimeoutError, naming the tasks, where the transition did not finish.
+        ``functions`` are the (object, function) that it must replace (None where nobody said), ``replaces`` the
+        livepatches that must have ended with the transition; their modules stay (`unload_replaced`). One that is
+        loaded ``beside`` those in force must not be of the kind that replaces them. ``parameters`` go to the module.
+        With ``force`` a transition that does not finish in time is ended by force. Whatever else goes wrong after the
+        kernel took the module is undone, and as long as the transition had not finished, what it would have replaced
+        stays in force. Raises HostError where the kernel refuses it, ModuleRejectedError where it is not what it should
+        be, TransitionTimeoutError, naming the tasks, where the transition did not finish.
         """
         name = module.name or ""
         self.check_policy(module)
@@ -130,13 +133,19 @@ class Loader:
                 if through_kpatch:
                     self._kpatch_load(path)
                 else:
-                    self._insert(name, descriptor)
+                    self._insert(name, descriptor, parameters)
                 taken = True
                 # as early as can be: what it replaces can come back until the transition has finished. Until then the
                 # functions of those that it does not patch itself are with it, to lead back to the original code
                 led_back = frozenset((f.object, f.function) for patch in before for f in patch.functions)
-                if livepatch(name, self.host.root):
+                held = livepatch(name, self.host.root)
+                if held:
                     self._check_functions(name, functions, besides=led_back)
+                if held and held.replace and beside:
+                    raise ModuleRejectedError(
+                        f"{name} replaces all livepatches in force, and was to be loaded beside them.",
+                        hint="It was undone. To let their effects end, load it with --drop-earlier.",
+                    )
                 forced = self._finish(name, force=force)
                 seconds = self.host.clock.now() - began
                 self._check_functions(name, functions)
@@ -243,12 +252,12 @@ class Loader:
             return True
         return False
 
-    def _insert(self, name: str, descriptor: int) -> None:
+    def _insert(self, name: str, descriptor: int, parameters: str) -> None:
         try:
-            self.host.calls.load(descriptor)
+            self.host.calls.load(descriptor, parameters)
         except OSError as error:
             number = error.errno or 0
-            message, hint = load_error(number)
+            message, hint = load_error(number, self.host.root)
             raise HostError(
                 f"The kernel refused {name}: {message} ({errno.errorcode.get(number, number)}).", hint=hint
             ) from error
@@ -264,8 +273,14 @@ class Loader:
         return Transition(name, self.host, self.tell)
 
     def _check_functions(
-        self, name: str, functions: frozenset[tuple[str, str]], *, besides: frozenset[tuple[str, str]] = frozenset()
+        self,
+        name: str,
+        functions: frozenset[tuple[str, str]] | None,
+        *,
+        besides: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
+        if functions is None:
+            return
         patch = livepatch(name, self.host.root)
         shown = frozenset((f.object, f.function) for f in patch.functions) if patch else frozenset[tuple[str, str]]()
         if functions - shown or shown - functions - besides:

@@ -152,7 +152,9 @@ class Reverting:
         kernel = running_kernel(self.host.root)
         journal = Journal(state)
         entry = journal.latest_of(module)
-        if livepatch(module, self.host.root) is None and entry and entry.last and entry.last.step in WAITING:
+        waiting = entry is not None and entry.last is not None and entry.last.step in WAITING
+        # one that was disabled by hand has its module in the kernel still
+        if entry and waiting and livepatch(module, self.host.root) is None and not self._left_over(module):
             return self._forget(module, entry, journal, kernel)
         gone = livepatch(module, self.host.root) is None and not (self.host.root / "sys/module" / module).exists()
         if gone and entry and entry.last and entry.last.step == "replaced":
@@ -183,6 +185,9 @@ class Reverting:
             raise
         record.step("reverted", boot_id=kernel.boot_id, detail=note)
         return _reverted(module, entry, seconds, note=note)
+
+    def _left_over(self, module: str) -> bool:
+        return Loader(self.host, 0, self.output.line).left_over(module)
 
     def _forget(self, module: str, entry: Entry, journal: Journal, kernel: RunningKernel) -> Reverted:
         """Write down that a livepatch that the kernel does not hold is not to be loaded at boot either."""

@@ -104,6 +104,8 @@ def _same(entry: Entry, held: Livepatch) -> bool:
 def _earlier(entry: Entry) -> Repair | None:
     """What was under way, or in force, when the host went down."""
     step = entry.last.step if entry.last else None
+    if entry.unproven and step in {"loading", "forcing", "loaded"}:
+        return Repair(entry, "write", "reverted", "the host went down, and without a report it is not loaded again")
     if step in {"loading", "forcing"}:
         return Repair(entry, "write", "guarded", "the host went down while it was being loaded")
     if step == "reverting" or (step == "undoing" and _turning(entry)):
@@ -121,7 +123,7 @@ def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: Runni
         name = entry.module.name if entry.module else ""
         place = (entry.release, entry.build_id)
         last = entry.last
-        if latest.get(name) is not entry or last is None or entry.at("loaded") is None:
+        if latest.get(name) is not entry or last is None or entry.at("loaded") is None or entry.unproven:
             continue
         if last.step == "loaded" and last.boot_id == kernel.boot_id and name in ended:
             yield Repair(entry, "write", "replaced", "a later livepatch took its place", ended[name])
@@ -182,7 +184,7 @@ class Settling:
 
     def _unload_left_over(self, entries: Sequence[Entry], kernel: RunningKernel) -> None:
         """Unload modules of livepatches that ended in this boot: they patch nothing any more."""
-        for entry in entries:
+        for entry in latest_entries(entries).values():
             name = entry.module.name if entry.module else ""
             last = entry.last
             ended = last is not None and last.step in _ENDED and last.boot_id == kernel.boot_id and not entry.forced

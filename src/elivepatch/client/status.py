@@ -36,7 +36,7 @@ class LivepatchState(Model):
     ``patches`` are all that it contains, ``replaced`` the earlier livepatches that it took the place of, ``cves`` those
     that the patches or their overlays name, ``overlays`` those that patches came from. ``forced`` says that its
     transition was ended by force, ``survived`` that the host ran on for long enough after the load (setting
-    crash_guard).
+    crash_guard), ``unproven`` that it was loaded without a report.
     """
 
     name: str
@@ -51,6 +51,7 @@ class LivepatchState(Model):
     overlays: tuple[str, ...] = ()
     proof: str | None = None
     verified: bool | None = None
+    unproven: bool | None = None
     forced: bool | None = None
     survived: bool | None = None
     build: str | None = None
@@ -136,8 +137,8 @@ def absent_livepatches(kernel: RunningKernel, entries: Sequence[Entry], guard: f
         name = entry.module.name if entry.module else ""
         last = entry.last
         ours = entry.release == kernel.release and entry.build_id == kernel.build_id
-        if last is None or not ours or latest.get(name) is not entry or name in held:
-            shadowed = shadowed or name in held
+        if last is None or not ours or latest.get(name) is not entry or name in held or entry.unproven:
+            shadowed = shadowed or (name in held and not entry.unproven)
             continue
         suspect = crash_suspect(entry, kernel, guard)
         reason = last.detail if last.step == "guarded" else suspect
@@ -175,6 +176,7 @@ def joined(patch: Livepatch, entry: Entry | None) -> LivepatchState:
             "survived": entry.survived or None,
             "proof": entry.proof,
             "verified": entry.verified,
+            "unproven": entry.unproven or None,
             "build": entry.build,
             "url": entry.url,
             "path": entry.module.path if entry.module else None,
@@ -246,6 +248,8 @@ def status_lines(status: HostStatus) -> Iterator[str]:
             yield f"  for {', '.join(patch.cves)}"
         if patch.proof:
             yield f"  proof {patch.proof}, {'tried' if patch.verified else 'not tried'} in a VM"
+        if patch.unproven:
+            yield "  loaded without a report: nothing is proven, and it is not loaded again at boot"
         if patch.forced:
             yield "  its transition was ended by force: tasks may have met old and new code, and it cannot be unloaded"
         for function in patch.functions:

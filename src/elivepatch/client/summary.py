@@ -19,7 +19,7 @@ def summary(outcome: Outcome) -> str:
         more = ""
         if outcome.replaced:
             names = ", ".join(patch.name for patch in outcome.patches)
-            more = f"; it replaced {', '.join(outcome.replaced)} and contains {names}"
+            more = f"; it replaced {', '.join(outcome.replaced)}" + (f" and contains {names}" if names else "")
         for lost in outcome.dropped:
             more += f"; {lost.name} is gone with {', '.join(lost.patches) or 'its effects'}"
         if outcome.forced:

@@ -112,7 +112,9 @@ class Transition:
 
     def holders(self, *, patching: bool) -> list[Task]:
         """The tasks that the transition waits for."""
-        return tasks_behind(self.host.root, patching=patching)
+        patch = livepatch(self.name, self.host.root)
+        functions = frozenset(one.function for one in patch.functions) if patch else frozenset[str]()
+        return tasks_behind(self.host.root, patching=patching, functions=functions, module=self.name)
 
     def _nudge(self) -> None:
         signal = self._place / "signal"

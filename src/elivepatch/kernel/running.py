@@ -75,7 +75,7 @@ class Livepatch:
     """A livepatch that the kernel holds. ``transition`` is true while tasks move to (or from) it.
 
     ``patched`` says for each klp object whether the kernel has it loaded and patched (None before Linux 6.1, which
-    does not tell).
+    does not tell), ``replace`` whether it ends all others when its transition does (None before Linux 6.11).
     """
 
     name: str
@@ -83,6 +83,7 @@ class Livepatch:
     transition: bool
     functions: tuple[PatchedFunction, ...]
     patched: tuple[tuple[str, bool | None], ...] = ()
+    replace: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,10 @@ def livepatch(name: str, root: Path = Path("/")) -> Livepatch | None:
                     function, comma, sympos = entry.rpartition(",")
                     if comma and sympos.isdecimal():
                         functions.append(PatchedFunction(klp_object.name, function, int(sympos)))
-    return Livepatch(name, enabled == 1, transition == 1, tuple(functions), tuple(patched))
+    replace = _number(place / "replace")
+    return Livepatch(
+        name, enabled == 1, transition == 1, tuple(functions), tuple(patched), None if replace is None else replace == 1
+    )
 
 
 def _text(path: Path) -> str | None:

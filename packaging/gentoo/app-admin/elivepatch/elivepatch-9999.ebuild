@@ -26,28 +26,16 @@ LICENSE="GPL-2+"
 SLOT="0"
 IUSE="server"
 
-RDEPEND="
-	sys-apps/kmod
+# completion and manual pages are printed by the programs themselves, so these are needed when it is built, too
+COMMON_DEPEND="
 	$(python_gen_cond_dep '
 		>=dev-python/click-8.1[${PYTHON_USEDEP}]
 		>=dev-python/httpx2-2.0[${PYTHON_USEDEP}]
 		>=dev-python/pydantic-2.7[${PYTHON_USEDEP}]
+		>=dev-python/pyyaml-6.0[${PYTHON_USEDEP}]
 		>=dev-python/rich-13.7[${PYTHON_USEDEP}]
 	')
 	server? (
-		acct-group/elivepatch
-		acct-user/elivepatch
-		app-arch/cpio
-		app-arch/xz-utils
-		app-arch/zstd
-		app-crypt/gnupg
-		app-emulation/qemu
-		dev-vcs/git
-		sys-apps/bubblewrap
-		sys-apps/shadow
-		sys-devel/binutils
-		sys-devel/patch
-		sys-fs/e2fsprogs
 		$(python_gen_cond_dep '
 			>=dev-libs/tree-sitter-c-0.23[python,${PYTHON_USEDEP}]
 			>=dev-python/alembic-1.13[${PYTHON_USEDEP}]
@@ -63,11 +51,27 @@ RDEPEND="
 		')
 	)
 "
-# the completion is printed by the program itself
+RDEPEND="
+	${COMMON_DEPEND}
+	sys-apps/kmod
+	server? (
+		acct-group/elivepatch
+		acct-user/elivepatch
+		app-arch/cpio
+		app-arch/xz-utils
+		app-arch/zstd
+		app-crypt/gnupg
+		app-emulation/qemu
+		dev-vcs/git
+		sys-apps/bubblewrap
+		sys-apps/shadow
+		sys-devel/binutils
+		sys-devel/patch
+		sys-fs/e2fsprogs
+	)
+"
 BDEPEND="
-	$(python_gen_cond_dep '
-		>=dev-python/click-8.1[${PYTHON_USEDEP}]
-	')
+	${COMMON_DEPEND}
 "
 
 CONFIG_CHECK="~LIVEPATCH"
@@ -87,6 +91,10 @@ python_compile_all() {
 		PYTHONPATH=src "${EPYTHON}" -c 'from elivepatch.client.entry import main; main()' \
 			completion "${shell}" > "${T}/elivepatch.${shell}" || die
 	done
+
+	local programs=( elivepatch $(usev server elivepatch-server) )
+	ELIVEPATCH_VERSION="${PV}" PYTHONPATH=src \
+		"${EPYTHON}" scripts/man_pages.py "${T}/man" "${programs[@]}" || die
 }
 
 python_install_all() {
@@ -95,6 +103,7 @@ python_install_all() {
 	newbashcomp "${T}/elivepatch.bash" elivepatch
 	newzshcomp "${T}/elivepatch.zsh" _elivepatch
 	newfishcomp "${T}/elivepatch.fish" elivepatch.fish
+	doman "${T}"/man/*.8
 
 	systemd_dounit packaging/systemd/elivepatch{,-shutdown,-alive}.service
 	systemd_dounit packaging/systemd/elivepatch-alive.timer
