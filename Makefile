@@ -16,10 +16,10 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels survey requirements packages single-file gentoo-overlay clean clean-cache
+.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels bench-klp-build survey requirements packages single-file gentoo-overlay clean clean-cache
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## install what is needed; leaves elivepatch and elivepatch-server in .venv/bin
 
@@ -65,6 +65,9 @@ bench: setup ## measure builds against the bare compiler; results in bench.json
 bench-kernels: setup ## cold and warm times for every kernel that Debian 12 and 13 publish; results in bench-kernels.json
 	$(BIN)/python scripts/bench_kernels.py --json bench-kernels.json
 
+bench-klp-build: setup ## measure the kernel's own klp-build against ours on a small kernel (an hour); results in bench-klp-build.json
+	$(BIN)/python scripts/compare_klp_build.py --json bench-klp-build.json
+
 survey: setup ## prove N random objects of a kernel: make survey N=200
 	$(BIN)/elivepatch-server proof survey --objects $(or $(N),200)
 
@@ -79,7 +82,7 @@ requirements: setup ## renew the pinned Python packages
 	  --no-emit-index-url requirements/gentoo.in -o requirements/gentoo.txt
 
 clean: ## remove what was set up in this directory
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis bench.json
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis bench*.json
 
 clean-cache: ## remove downloads, build roots and prepared kernels
 	rm -rf --one-file-system "$(ELIVEPATCH_CACHE)"

@@ -249,7 +249,7 @@ def serving(place: Path, cache: Path) -> Generator[str]:
         yield f"{found[0]}{BASE}"
 
 
-def machine_facts(kernel: PreparedKernel, shared: Path) -> dict[str, object]:
+def machine_facts() -> dict[str, object]:
     """What the figures depend on."""
     facts = dict(
         re.findall(r"^(model name|MemTotal)\s*:\s*(.+)$", _read("/proc/cpuinfo") + _read("/proc/meminfo"), re.M)
@@ -260,7 +260,6 @@ def machine_facts(kernel: PreparedKernel, shared: Path) -> dict[str, object]:
         "memory": facts.get("MemTotal", "unknown"),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "accelerator": machine.accelerator(kernel.vmlinuz, shared),
         "load_before": os.getloadavg()[0],
     }
 
@@ -301,7 +300,7 @@ def main(wanted: str | None, target: Path | None, runs: int, quick: bool) -> Non
         bench.shared_cache()
         with prepared_kernel(wanted, real, progress) as kernel:  # for its downloads, too
             release = kernel.release
-            facts = machine_facts(kernel, real.cache / "guests")
+            facts = machine_facts() | {"accelerator": machine.accelerator(kernel.vmlinuz, real.cache / "guests")}
         if quick:
             (bench.cache / "kernels").symlink_to(real.cache / "kernels", target_is_directory=True)
         else:

@@ -109,13 +109,16 @@ def _warm(one: OneKernel, kernel: PreparedKernel) -> tuple[list[float], list[flo
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), metavar="FILE", help="Where to write all figures.")
 @click.option("--runs", type=click.IntRange(1, 100), default=5, show_default=True, help="Runs that a median is of.")
-def main(target: Path | None, runs: int) -> None:
+@click.option("--only", metavar="TEXT", default="", help="Only kernels with this in their series and flavour.")
+def main(target: Path | None, runs: int, only: str) -> None:
     """Measure cold and warm builds for every kernel that Debian publishes."""
     progress = Progress(to_terminal(sys.stderr))
     real = server_settings.load().workshop
     real.cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for suite, series, flavour in KERNELS:
+        if only not in f"{series}{flavour}":
+            continue
         release = newest(real, suite, series, flavour, progress)
         progress.step(f"== {release}")
         rows.append(measure(real, release, runs, progress))

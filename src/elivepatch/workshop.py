@@ -134,10 +134,16 @@ def find_kernel(release: Release, workshop: Workshop, progress: Progress) -> tup
     Raises KernelUnavailableError with the releases that are offered.
     """
     likely = [suite for mark, suite in _SUITES if mark in release.text]
+    installed = {root.name: root for root in workshop.roots.installed()}
     # a release that says nothing of its suite is looked for where a root is at hand: making one takes minutes
-    suites = likely or [TOOLS_ROOT, *(root.name for root in workshop.roots.installed())]
+    suites = dict.fromkeys(likely or [TOOLS_ROOT, *installed])
+    # asking apt takes seconds: whoever is asked last (backports) may be the one who knows it already
+    for root in (installed[suite] for suite in suites if suite in installed):
+        for source in workshop.kernel_sources(root):
+            if (known := source.remembered(release)) is not None:
+                return known, root, source
     offered: list[Release] = []
-    for suite in dict.fromkeys(suites):
+    for suite in suites:
         root = workshop.roots.ensure(suite, progress)
         for source in workshop.kernel_sources(root):
             files = source.find(release, progress)

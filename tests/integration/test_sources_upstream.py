@@ -27,8 +27,8 @@ from elivepatch.errors import (
     SourceRejectedError,
 )
 from elivepatch.progress import Event, Progress
+from elivepatch.sources import debian, openpgp
 from elivepatch.sources import download as download_module
-from elivepatch.sources import openpgp
 from elivepatch.sources.kernel_org import KernelOrg
 from elivepatch.sources.linux_source import debian_tree
 from elivepatch.sources.reference import DebianReference, tree_version
@@ -545,6 +545,10 @@ def test_what_was_removed_meanwhile_is_said(site: Site, tmp_path: Path) -> None:
 # -- Debian's linux-source
 
 
+class AptAskedError(Exception):
+    """Apt was asked."""
+
+
 def add_linux_source(archive: Archive, version: str, files: dict[str, str]) -> None:
     """A package as Debian makes it: the tree is a tarball below /usr/src."""
     series = ".".join(version.split(".")[:2])
@@ -610,6 +614,28 @@ def test_debian_source_by_series_and_version(
     assert debian_tree(DebianReference("6.12.117-1"), sources, Progress()).identity != tree.identity or (
         version == "6.12.117-1"
     )
+
+
+def test_a_version_that_is_here_is_asked_of_nobody(
+    suites: list[Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest of a series is asked for each time, a version never changes; without its package, it is asked for."""
+    sources = [source_of(archive, archive.directory.parent / "cache") for archive in suites]
+    tree = debian_tree(DebianReference("6.12.117-1"), sources, Progress())
+    tree.fetch(Progress())
+
+    def asked(*_: object, **__: object) -> None:
+        raise AptAskedError
+
+    monkeypatch.setattr(debian, "run", asked)
+    again = debian_tree(DebianReference("6.12.117-1"), sources, Progress())
+    assert (again.origin, again.identity) == (tree.origin, tree.identity)
+    assert composed(again, tmp_path / "x") == composed(tree, tmp_path / "y")
+    with pytest.raises(AptAskedError):
+        debian_tree(DebianReference("6.12"), sources, Progress())
+    (tmp_path / "new/cache/packages/linux-source-6.12_6.12.117-1_all.deb").unlink()
+    with pytest.raises(AptAskedError):
+        debian_tree(DebianReference("6.12.117-1"), sources, Progress())
 
 
 def test_a_debian_source_that_is_not_offered(suites: list[Archive], tmp_path: Path) -> None:

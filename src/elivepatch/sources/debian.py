@@ -181,7 +181,8 @@ class DebianSource:
     ) -> tuple[str, Package] | None:
         """The package ``linux-source-SERIES`` with its version: the newest that is offered, or exactly that version.
 
-        Package lists are fetched when they are missing, or too old to know it. None where it is not offered.
+        Package lists are fetched when they are missing, or too old to know it. None where it is not offered. A version
+        that was found once is remembered.
         """
         name = f"linux-source-{series}"
         self._ensure_lists(progress, refresh=False)
@@ -192,7 +193,18 @@ class DebianSource:
         wanted = version or next(iter(versions), None)
         if wanted is None or wanted not in versions:
             return None
-        return wanted, self._describe([name], wanted)[name]
+        package = self._describe([name], wanted)[name]
+        _write_record(self._source_record(package.file), asdict(package))
+        return wanted, package
+
+    def remembered_source(self, series: str, version: str) -> Package | None:
+        """The package of a version that was found before and is on disk; asks nobody."""
+        record = self._source_record(f"linux-source-{series}_{version}_all.deb")
+        package = Package(**json.loads(record.read_text())) if record.exists() else None
+        return package if package is not None and self.package_path(package).exists() else None
+
+    def _source_record(self, file: str) -> Path:
+        return self._state / "sources" / f"{file}.json"
 
     def linux_source_series(self) -> list[str]:
         """The series of which the lists at hand name a package ``linux-source-SERIES``."""
@@ -310,10 +322,7 @@ class DebianSource:
         data = asdict(files)
         for name in ("release", "directory"):
             del data[name]
-        record.parent.mkdir(parents=True, exist_ok=True)
-        aside = record.with_suffix(f".{os.getpid()}.part")
-        aside.write_text(json.dumps(data))
-        aside.replace(record)
+        _write_record(record, data)
 
     def _load(self, release: Release, record: Path) -> KernelFiles:
         data = json.loads(record.read_text())
@@ -359,3 +368,11 @@ class DebianSource:
                 partial.unlink()
                 raise DownloadFailedError(f"{package.file} arrived with another digest than the signed list names.")
             partial.replace(target)
+
+
+def _write_record(record: Path, data: Mapping[str, object]) -> None:
+    """Whoever reads the file meanwhile sees all of it or nothing."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    aside = record.with_name(f"{record.name}.{os.getpid()}.part")
+    aside.write_text(json.dumps(data))
+    aside.replace(record)

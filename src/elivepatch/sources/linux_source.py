@@ -25,13 +25,9 @@ def debian_tree(reference: DebianReference, suites: Sequence[DebianSource], prog
     KernelUnavailableError with what is offered, DownloadFailedError where a suite's lists cannot be had.
     """
     exactly = None if reference.version == reference.series else reference.version
-    best: tuple[str, Package, DebianSource] | None = None
-    for suite in sorted(suites, key=lambda suite: suite.backports):
-        if suite.backports and best is not None:
-            break
-        found = suite.linux_source(reference.series, progress, version=exactly)
-        if found is not None and (best is None or _newer(found[0], best[0])):
-            best = (*found, suite)
+    best = _known(reference.series, exactly, suites) if exactly is not None else None
+    if best is None:
+        best = _offered(reference.series, exactly, suites, progress)
     if best is None:
         offered = [version for suite in suites for version in suite.linux_source_versions(reference.series)]
         if not offered:
@@ -58,6 +54,28 @@ def debian_tree(reference: DebianReference, suites: Sequence[DebianSource], prog
 
     identity = hashlib.sha256(f"elivepatch-linux-source-1 {package.sha256}".encode()).hexdigest()
     return SourceTree(f"debian:{version}", identity, fetch, compose)
+
+
+def _known(series: str, version: str, suites: Sequence[DebianSource]) -> tuple[str, Package, DebianSource] | None:
+    """A version that one of the suites knows already: to ask apt for what never changes would take seconds."""
+    for suite in suites:
+        if (package := suite.remembered_source(series, version)) is not None:
+            return version, package, suite
+    return None
+
+
+def _offered(
+    series: str, exactly: str | None, suites: Sequence[DebianSource], progress: Progress
+) -> tuple[str, Package, DebianSource] | None:
+    """The newest that any suite offers, or exactly that version; backports are asked where no suite has one."""
+    best: tuple[str, Package, DebianSource] | None = None
+    for suite in sorted(suites, key=lambda suite: suite.backports):
+        if suite.backports and best is not None:
+            break
+        found = suite.linux_source(series, progress, version=exactly)
+        if found is not None and (best is None or _newer(found[0], best[0])):
+            best = (*found, suite)
+    return best
 
 
 def _newer(one: str, other: str) -> bool:
