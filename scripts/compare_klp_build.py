@@ -22,7 +22,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -131,6 +131,8 @@ class Upstream:
         self._sandbox = Sandbox(root.path, job=self.job, limits=_LIMITS)
         self._jobs = jobs
         self._progress = progress
+        if self.linux.exists():
+            return  # what --keep has left
         self.job.mkdir()
         self.linux.mkdir()
         tree.fetch(progress)
@@ -145,8 +147,11 @@ class Upstream:
         words = [*self._sandbox.prefix(cwd=LINUX, env=env), *argv]
         process.run(words, timeout=_LIMITS.seconds, sink=sink, shown=argv)
 
-    def build(self, configuration: bytes) -> Run:
-        """The whole kernel, as its host builds it; what an image is made of is kept in ``job``."""
+    def build(self, configuration: bytes) -> Mapping[str, Any]:
+        """The whole kernel, as its host builds it, and how large it is; what an image is made of is kept in ``job``."""
+        told = self.job / "host.json"
+        if told.exists():
+            return json.loads(told.read_text())
         (self.job / CONFIG.name).write_bytes(configuration)
 
         def call() -> dict[str, float]:
@@ -159,9 +164,12 @@ class Upstream:
             raise InternalError(f"The kernel was not configured as {CONFIG.name} says: {', '.join(lacking)}")
         for name in (".config", "vmlinux", "Module.symvers"):
             (self.job / name.lstrip(".")).write_bytes((self.linux / name).read_bytes())
-        return run
+        options = re.findall(r"^CONFIG_\w+=", (self.job / "config").read_text(), re.MULTILINE)
+        size = {"options": len(options), "compiled": self._compiled()}
+        told.write_text(json.dumps({"configuration": size, "host_build": asdict(run)}))
+        return json.loads(told.read_text())
 
-    def compiled(self) -> int:
+    def _compiled(self) -> int:
         """How many files the compiler made an object of, host tools left out."""
         found = 0
         for directory, names, files in os.walk(self.linux):
@@ -210,6 +218,8 @@ class Ours:
 
     def __init__(self, tree: SourceTree, upstream: Upstream, real: Workshop, scratch: Path, progress: Progress) -> None:
         self._bench = bench.Bench(real, scratch, 1, progress)
+        if self._bench.cache.exists():
+            remove_tree(self._bench.cache)  # of a kept directory: the first build is a cold one
         self._bench.shared_cache()
         self._tree, self._inputs, self._scratch = tree, upstream.job, scratch
 
@@ -239,11 +249,10 @@ def changed(report: Report) -> list[str]:
     return sorted({change.function for change in report.changed if change.kind == "changed"})
 
 
-def compare(upstream: Upstream, ours: Ours, runs: int, progress: Progress) -> dict[str, object]:
-    """All runs of both, in turns, and what they are to each other."""
+def compare(upstream: Upstream, ours: Ours, runs: int, progress: Progress) -> Generator[dict[str, object]]:
+    """Both for one patch after the other; gives all results so far after each."""
     klp: list[Run] = []
     mine: dict[str, list[Run]] = {"cold": [], "never seen": [], "kept": []}
-    functions: list[str] = []
     for number in range(1, runs + 2):
         progress.step(f"patch {number} of {runs + 1}: klp-build")
         data = patch(number)
@@ -258,17 +267,16 @@ def compare(upstream: Upstream, ours: Ours, runs: int, progress: Progress) -> di
             mine[kind].append(run)
             if report.proof is None or report.proof.level != "exact" or changed(report) != functions:
                 raise InternalError(f"The two differ: klp-build changes {functions}, elivepatch {changed(report)}.")
-    first, later = klp[:1], klp[1:]
-    return {
-        "functions": functions,
-        "klp_build": {"first": asdict(klp[0]), "later": [asdict(run) for run in later]},
-        "elivepatch": {kind: [asdict(run) for run in each] for kind, each in mine.items()},
-        "table": [
-            _row("the first patch, nothing kept", first, mine["cold"]),
-            _row("another patch, object never seen", later, mine["never seen"]),
-            _row("another patch to the object", later, mine["kept"][1:]),
-        ],
-    }
+        first, later = klp[:1], klp[1:]
+        rows = [("the first patch, nothing kept", first, mine["cold"])]
+        rows.append(("another patch, object never seen", later, mine["never seen"]))
+        rows.append(("another patch to the object", later, mine["kept"][1:]))
+        yield {
+            "functions": functions,
+            "klp_build": {"first": asdict(klp[0]), "later": [asdict(run) for run in later]},
+            "elivepatch": {kind: [asdict(run) for run in each] for kind, each in mine.items()},
+            "table": [_row(*row) for row in rows if row[1]],
+        }
 
 
 def _row(what: str, theirs: Sequence[Run], ours: Sequence[Run]) -> dict[str, object]:
@@ -289,20 +297,18 @@ def show(result: Mapping[str, Any]) -> None:  # as JSON has it
     size, host = result["configuration"], result["host_build"]
     click.echo(
         f"\n{result['source']}: {size['options']} options, {size['compiled']} compiled files; its build as a host took "
-        f"{host['seconds']:.0f} s ({host['processor']:.0f} s of processor)\n"
+        f"{host['seconds']:.0f} s\n"
     )
     click.echo("| | klp-build, s | elivepatch, s | times | processor: klp-build, s | elivepatch, s | times |")
     click.echo("|---|---|---|---|---|---|---|")
     for row in result["table"]:
         cells = [row["what"], *row["wall"], row["wall_ratio"], *row["processor"], row["processor_ratio"]]
         click.echo(f"| {' | '.join(map(str, cells))} |")
-    stages = {
-        "klp-build, first": result["klp_build"]["first"],
-        "klp-build, later": result["klp_build"]["later"][-1],
-        "elivepatch, first": result["elivepatch"]["cold"][0],
-        "elivepatch, never seen": result["elivepatch"]["never seen"][-1],
-        "elivepatch, kept": result["elivepatch"]["kept"][-1],
-    }
+    klp, mine = result["klp_build"], result["elivepatch"]
+    stages = {"klp-build, first": klp["first"], "elivepatch, first": mine["cold"][0]}
+    if klp["later"]:
+        stages |= {"klp-build, later": klp["later"][-1], "elivepatch, never seen": mine["never seen"][-1]}
+        stages["elivepatch, kept"] = mine["kept"][-1]
     for name, run in stages.items():
         parts = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in run["stages"].items())
         click.echo(f"stages of {name} (load before: {run['load']:.1f}), s: {parts}")
@@ -313,7 +319,14 @@ def show(result: Mapping[str, Any]) -> None:  # as JSON has it
 @click.option("--json", "target", type=click.Path(path_type=Path), metavar="FILE", help="Where to write all figures.")
 @click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="Patches after the first one.")
 @click.option("--keep", is_flag=True, help="Leave the tree and the cache of the comparison where they are.")
-def main(named: str, target: Path | None, runs: int, keep: bool) -> None:
+@click.option(
+    "--tree",
+    "kept",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DIR",
+    help="Such a directory, to go on with.",
+)
+def main(named: str, target: Path | None, runs: int, keep: bool, kept: Path | None) -> None:
     """Compare the kernel's klp-build with elivepatch."""
     progress = Progress(to_terminal(sys.stderr))
     adopt_orphans()
@@ -327,27 +340,20 @@ def main(named: str, target: Path | None, runs: int, keep: bool) -> None:
     more = {ROOT: RootSpec(spec.suite, (*spec.packages, *TOOLS))}
     root = replace(real, more_roots=more).roots.ensure(ROOT, progress)
     tree = debian_tree(reference, real.kernel_sources(real.roots.get(SUITE)), progress)
-    scratch = Path(tempfile.mkdtemp(prefix=".compare.", dir=real.cache))
+    scratch = kept or Path(tempfile.mkdtemp(prefix=".compare.", dir=real.cache))
     scratch.chmod(0o755)
     try:
-        progress.step(f"the kernel of a host from {tree.origin}")
+        progress.step(f"the kernel of a host from {tree.origin}, in {scratch}")
         upstream = Upstream(tree, root, scratch, real.parallel, progress)
-        host = upstream.build(CONFIG.read_bytes())
-        options = re.findall(r"^CONFIG_\w+=", (upstream.job / "config").read_text(), re.MULTILINE)
-        result: dict[str, object] = {
-            "source": tree.origin,
-            "machine": bench.machine_facts(),
-            "jobs": real.parallel,
-            "configuration": {"options": len(options), "compiled": upstream.compiled()},
-            "host_build": asdict(host),
-        }
-        result |= compare(upstream, Ours(tree, upstream, real, scratch, progress), runs, progress)
+        known = {"source": tree.origin, "machine": bench.machine_facts(), "jobs": real.parallel}
+        known |= upstream.build(CONFIG.read_bytes())
+        for result in compare(upstream, Ours(tree, upstream, real, scratch, progress), runs, progress):
+            show(known | result)
+            if target is not None:
+                target.write_text(json.dumps(known | result, indent=2) + "\n")
     finally:
-        if not keep:
+        if not keep and kept is None:
             remove_tree(scratch)
-    show(result)
-    if target is not None:
-        target.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
