@@ -74,10 +74,8 @@ _LIMITS = Limits(
     processes=1024,
     seconds=4 * 3600.0,
 )
-_BUILD = """
-make allnoconfig KCONFIG_ALLCONFIG=$JOB/klp-build.config
-make -j$JOBS vmlinux modules
-"""
+_CONFIGURE = "make allnoconfig KCONFIG_ALLCONFIG=$JOB/klp-build.config"
+_BUILD = "make -j$JOBS vmlinux modules"
 
 
 @dataclass(frozen=True)
@@ -153,15 +151,16 @@ class Upstream:
         if told.exists():
             return json.loads(told.read_text())
         (self.job / CONFIG.name).write_bytes(configuration)
+        self._run(["sh", "-euc", _CONFIGURE], self._progress.log)
+        asked, have = (text.decode().splitlines() for text in (configuration, (self.linux / ".config").read_bytes()))
+        if lacking := [line for line in asked if line.startswith("CONFIG_") and line not in have]:
+            raise InternalError(f"The kernel was not configured as {CONFIG.name} says: {', '.join(lacking)}")
 
         def call() -> dict[str, float]:
             self._run(["sh", "-euc", _BUILD], self._progress.log)
             return {}
 
         run = measured(call)
-        asked, have = (text.decode().splitlines() for text in (configuration, (self.linux / ".config").read_bytes()))
-        if lacking := [line for line in asked if line.startswith("CONFIG_") and line not in have]:
-            raise InternalError(f"The kernel was not configured as {CONFIG.name} says: {', '.join(lacking)}")
         for name in (".config", "vmlinux", "Module.symvers"):
             (self.job / name.lstrip(".")).write_bytes((self.linux / name).read_bytes())
         options = re.findall(r"^CONFIG_\w+=", (self.job / "config").read_text(), re.MULTILINE)
