@@ -183,3 +183,17 @@ def test_errors_are_ours(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="no such table"):
         opened.live()
     opened.close()
+
+
+def test_old_plans_are_forgotten_and_nothing_else(database: Database) -> None:
+    plan, build, recent = row("plan"), row("build"), row("recent")
+    plan.request = recent.request = {"kernel": "k", "cves": {}}
+    for one in (plan, build, recent):
+        assert database.enqueue(one, queue_limit=100) is None
+    for one in (plan, build):
+        assert database.finish(one.id, BuildStatus.DONE, CANCELLED)
+    assert database.forget_plans(time.time() - 60) == 0
+    assert database.forget_plans(time.time() + 60) == 1, "what has not ended stays"
+    assert database.get(plan.id) is None
+    assert database.get(build.id) is not None
+    assert database.get(recent.id) is not None

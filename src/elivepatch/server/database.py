@@ -246,6 +246,18 @@ class Database:
             cancel=status is BuildStatus.CANCELLED,
         )
 
+    def forget_plans(self, before: float) -> int:
+        """Remove the plans that ended before a time; how many.
+
+        Their reports are large, and soon out of date: what they say goes with a state of the CVE data.
+        """
+        ended = sa.select(BuildRow.id, BuildRow.request).where(BuildRow.finished < before)
+        with self._session() as session:
+            plans = [build_id for build_id, request in session.execute(ended) if request.get("cves") is not None]
+            for build_id in plans:
+                session.execute(sa.delete(BuildRow).where(BuildRow.id == build_id))
+        return len(plans)
+
     def lost(self, build_id: str, report: Report) -> bool:
         """Note that the module of a build that was done is no longer there, so that it can be built again."""
         return self._update(build_id, [BuildStatus.DONE], status=BuildStatus.FAILED.value, report=report.dump())

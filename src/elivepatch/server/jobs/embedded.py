@@ -294,13 +294,15 @@ class EmbeddedEngine:
             watched.child.wait(1.0)  # take its exit status, or it stays in the process table
 
     def _clean(self) -> None:
-        """Remove the directories of builds that ended longer ago than the retention says."""
+        """Remove the directories of builds that ended longer ago than the retention says, and such plans as a whole."""
         self._cleaned = time.monotonic()
         before = time.time() - self._settings.retention_days * 86400
         for path in _children(self._builds):
             row = self._database.get(path.name)
             if row is not None and row.finished is not None and row.finished < before:
                 JobDirectory(path).remove()
+        if forgotten := self._database.forget_plans(before):
+            _log.info("%d old plans were removed.", forgotten)
 
     def _remove_orphans(self) -> None:
         """Remove directories that no build knows: their request was being taken in when the server was ended."""
