@@ -145,7 +145,7 @@ def _read(paths: Sequence[Path], limit_bytes: int, what: str) -> tuple[InputFile
                 data = stream.read(limit_bytes + 1)
         except OSError as error:
             raise InvalidInputError(
-                f"The {what} {path} cannot be read: {error.strerror}.", hint="Name files, one by one in their order."
+                f"The {what} {path} cannot be read: {error.strerror}.", hint="Check the name and its permissions."
             ) from error
         found.append(InputFile(path.name, data))
     return tuple(found)

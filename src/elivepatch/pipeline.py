@@ -22,6 +22,7 @@ from elivepatch.build.level import image_level
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
 from elivepatch.build.references import check_references
+from elivepatch.build.registrations import check_registrations
 from elivepatch.build.rules import finding
 from elivepatch.build.sealed import check_sealed
 from elivepatch.build.store import remove_tree
@@ -258,6 +259,7 @@ def _build(
         prover = Prover(kernel)
         proofs = [prover.prove(each.path, each.parent, each.exact) for each in compiled]
         state.proof = _proof(proofs, level)
+        state.notes += check_registrations(compiled)
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")

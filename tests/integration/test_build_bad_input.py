@@ -283,6 +283,31 @@ def test_what_is_no_kernel(command: Command, kernel: PreparedKernel, name: str) 
     assert ended.status == 2, ended.error
 
 
+def test_what_is_registered_for_the_start_would_never_run(command: Command, builder: Builder) -> None:
+    added = "static int __init late(void)\n{\n\treturn 0;\n}\nlate_initcall(late);\n"
+    text = (builder.kernel.source / UPTIME).read_text()
+    patch = diff(UPTIME, text, text.replace('"%lu.%02lu %lu', '"%lu.%02lu  %lu') + added)
+    ended = command(builder.kernel.release, patch)
+    assert (ended.status, ended.rules) == (3, ["late-registration"]), ended.findings
+    assert ended.report["message"] == "late() is to run while the kernel boots, which is over."
+    word = 'static int __init word(char *said)\n{\n\treturn 1;\n}\n__setup("uptime=", word);\n'
+    patch = diff(UPTIME, text, text.replace('"%lu.%02lu %lu', '"%lu.%02lu  %lu') + f"#include <linux/init.h>\n{word}")
+    assert command(builder.kernel.release, patch).rules == ["late-registration"]
+
+
+def test_a_parameter_that_nobody_can_set_is_a_warning(command: Command, builder: Builder) -> None:
+    text = (builder.kernel.source / UPTIME).read_text()
+    head = "#include <linux/moduleparam.h>\nstatic bool wide;\nmodule_param(wide, bool, 0644);\n"
+    shown = 'seq_printf(m, "%lu.%02lu %lu'
+    assert shown in text
+    start = text.index("static int uptime_proc_show")
+    changed = (text[:start] + head + text[start:]).replace(shown, f'if (wide)\n\t\tseq_puts(m, " ");\n\t{shown}')
+    ended = command(builder.kernel.release, diff(UPTIME, text, changed))
+    assert ended.status == 0, ended.error
+    assert "late-parameter" in ended.rules
+    assert "The parameter wide cannot be set" in ended.findings
+
+
 def test_the_forms_are_told_to_whoever_names_none(command: Command) -> None:
     ended = command("my kernel", STRING)
     assert "debian:SERIES" in ended.report["hint"]

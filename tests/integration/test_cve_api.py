@@ -132,6 +132,23 @@ def test_bad_words_are_answered(tmp_path: Path, words: list[str], status: int, s
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
 
 
+@pytest.mark.parametrize("text", ["", "root:x:0:0:root:/root:/bin/sh\n", "xfs\next4\n"])
+def test_what_is_no_list_of_modules_hides_nothing(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "modules"
+    file.write_text(text)
+    for command in ("scan", "plan"):
+        words = [command, "--kernel", "6.1.0-47-cloud-amd64", "--loaded", str(file)]
+        place = str(tmp_path / "stable")
+        done = program(*words, ELIVEPATCH_DATA=str(tmp_path / "data"), ELIVEPATCH_STABLE_GIT=place)
+        assert (done.returncode, "is not what /proc/modules says" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_plan_that_cannot_be_written_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = program("plan", "--kernel", "x", "-o", str(tmp_path / "file"), ELIVEPATCH_DATA=str(tmp_path / "data"))
+    assert (done.returncode, "is not a directory" in done.stderr) == (2, True), done.stderr
+
+
 def test_sync_then_scan(tmp_path: Path) -> None:
     feed = write_feed(tmp_path / "feed", FEED)
     environment = {"ELIVEPATCH_DATA": str(tmp_path / "data"), "ELIVEPATCH_CVE_FEED": str(feed)}

@@ -351,6 +351,18 @@ def test_a_patch_that_is_refused_is_in_the_table(rig: HostRig, tmp_path: Path) -
     assert rig.overlay("test", root, "--only", "none").exit_code == 2
 
 
+def test_a_kernel_for_which_nothing_is_there_is_no_success(rig: HostRig, tmp_path: Path) -> None:
+    root = make_overlay(tmp_path / "o", LOCAL)
+    done = rig.overlay("test", root, "--kernel", "5.4.1-mistyped")
+    assert (done.exit_code, "No entry of o is for 5.4.1-mistyped" in done.stderr) == (2, True), done.stderr
+
+
+def test_an_overlay_is_not_made_with_a_licence_that_is_none(rig: HostRig, tmp_path: Path) -> None:
+    done = rig.overlay("init", tmp_path / "o", "--licence", "Nonsense")
+    assert (done.exit_code, "not the expression of a licence" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "o").exists()
+
+
 def test_what_cannot_be_read_is_in_the_table_and_a_missing_server_is_an_error(rig: HostRig, tmp_path: Path) -> None:
     root = make_overlay(tmp_path / "o", LOCAL, {"patches/third.patch": FILES["patches/third.patch"]})
     found = rig.data("test", root, status=3)

@@ -17,7 +17,7 @@ from cve_support import Entry, affected, write_feed
 from elivepatch.cves.feed import DirectoryFeed, EntryFiles, Listing, open_feed
 from elivepatch.cves.index import Index
 from elivepatch.cves.versions import parse_version
-from elivepatch.errors import InvalidInputError, NotFoundError, UnavailableError
+from elivepatch.errors import InvalidInputError, NotFoundError, SourceRejectedError, UnavailableError
 from elivepatch.process import run
 from elivepatch.progress import Progress
 
@@ -204,3 +204,28 @@ def test_the_newest_release_that_is_known(tmp_path: Path) -> None:
     index = make(tmp_path, REAL)
     assert str(index.newest(parse_version("6.1"))) == "6.1.174"
     assert index.newest(parse_version("5.15")) is None
+
+
+def test_a_feed_of_which_nothing_can_be_read_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    index = make(tmp_path, REAL)
+    bad = write_feed(tmp_path / "bad", {"CVE-2026-1000": Entry(["garbage"])})
+    with pytest.raises(SourceRejectedError, match=r"Of the 1 entries of .* none can be read"):
+        index.update(open_feed(str(bad), tmp_path), Progress())
+    assert index.state().entries == len(REAL)
+
+
+def test_a_feed_that_has_lost_most_of_its_entries_is_refused(tmp_path: Path) -> None:
+    many = {f"CVE-2026-{1000 + number}": Entry([f"6.1:{A}:6.2:{B}"]) for number in range(120)}
+    index = make(tmp_path, many)
+    few = dict(list(many.items())[:50])
+    with pytest.raises(SourceRejectedError, match="has 50 CVEs that can be read; the index has 120") as caught:
+        index.update(open_feed(str(write_feed(tmp_path / "few", few)), tmp_path), Progress())
+    assert "remove index.sqlite" in (caught.value.hint or "")
+    assert index.state().entries == 120
+    most = dict(list(many.items())[:110])
+    assert index.update(open_feed(str(write_feed(tmp_path / "most", most)), tmp_path), Progress()).entries == 110
+
+
+def test_entries_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    state = make(tmp_path, {**REAL, "CVE-2026-1000": Entry(["garbage"])}).state()
+    assert (state.entries, state.unreadable) == (len(REAL) + 1, 1)

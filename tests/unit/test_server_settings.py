@@ -116,3 +116,37 @@ def test_a_place_with_control_characters_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ELIVEPATCH_CACHE", "/tmp/a\nb")
     with pytest.raises(InvalidSettingError, match="control characters"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("url", "branch", "said"),
+    [
+        ("https://user:secret@host/x", "main", "holds a name or a password"),
+        ("https://user@host/x", "main", "holds a name or a password"),
+        ("ssh://user:secret@host/x", "main", "holds a name or a password"),
+        ("/srv/overlay", "main", "no address of an overlay"),
+        ("https://host/x", "--upload-pack=x", "no branch"),
+    ],
+)
+def test_where_an_overlay_cannot_be(tmp_path: Path, url: str, branch: str, said: str) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(f'[overlays.team]\nurl = "{url}"\nbranch = "{branch}"\n')
+    with pytest.raises(InvalidSettingError) as caught:
+        load(file)
+    assert "overlays.team" in caught.value.message
+    assert said in caught.value.message
+    assert "secret" not in f"{caught.value.message}{caught.value.hint}"
+
+
+def test_an_overlay_by_ssh_may_name_its_user(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('[overlays.team]\nurl = "ssh://git@host/x"\n')
+    assert load(file).overlays["team"].branch == "main"
+
+
+@pytest.mark.parametrize("value", ["nope", "http://host/x", "ftp://host/{commit}"])
+def test_an_address_of_commits_needs_a_place_for_them(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("ELIVEPATCH_STABLE_HTTP", value)
+    with pytest.raises(InvalidSettingError, match=r"stable_http.*gives no single commits") as caught:
+        load()
+    assert "{commit}" in (caught.value.hint or "")

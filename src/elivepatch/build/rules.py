@@ -100,6 +100,16 @@ KERNEL_RULES: dict[str, Rule] = {
         "A new source file has code or data for the start of the kernel or of a module",
         "Leave it out, and do what it does in a function that runs later and that the patch changes.",
     ),
+    "late-registration": Rule(
+        "The patch registers a function that only runs while the kernel boots",
+        "Leave it out, and do what it does in a function that runs later and that the patch changes, or in a callback "
+        "of the livepatch (docs/macros.md).",
+    ),
+    "late-parameter": Rule(
+        "The patch adds a parameter that cannot be set",
+        "Give the variable the value that it is to have.",
+        severity="warning",
+    ),
     "new-file-export": Rule(
         "A new source file exports symbols",
         "Leave EXPORT_SYMBOL out: what the patch itself calls needs none, and modules cannot find new exports.",

@@ -14,6 +14,7 @@ from elivepatch.client.state import write_whole
 from elivepatch.errors import Diagnosis, InvalidInputError
 from elivepatch.overlay.edit import NewEntry, add_entry, new_description
 from elivepatch.overlay.findings import DESCRIPTION, Findings
+from elivepatch.overlay.licences import is_expression
 from elivepatch.overlay.repository import PATCHES, DirectoryFiles
 from elivepatch.overlay.schema import PATH
 from elivepatch.patches.series import parse_patch
@@ -54,6 +55,10 @@ def init_overlay(directory: Path, title: str, licence: str) -> Path:
     description = directory / DESCRIPTION
     if description.is_symlink() or description.exists():
         raise InvalidInputError(f"{description} is there already.", hint="Name another directory.")
+    if not is_expression(licence):
+        raise InvalidInputError(
+            f"'{licence[:80]}' is not the expression of a licence.", hint="As SPDX has it: GPL-2.0-only, for instance."
+        )
     try:
         (directory / PATCHES).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from elivepatch.client.connection import Connection, Part
 from elivepatch.client.overlays import OpenOverlay, Overlays, require_known
-from elivepatch.errors import ElivepatchError, InvalidInputError, UnavailableError
+from elivepatch.errors import ElivepatchError, InvalidInputError, NotFoundError, UnavailableError
 from elivepatch.overlay.commits import CommitPatches
 from elivepatch.overlay.kernels import KernelIdentity
 from elivepatch.overlay.model import Entry
@@ -74,6 +74,12 @@ class Trying:
                     for status, several in (("blocked", selection.blocked), ("undecided", selection.undecided))
                     for left in several
                 ]
+        if not results and not only:
+            names = ", ".join(one.name for one in opened)
+            raise NotFoundError(
+                f"No entry of {names} is for {kernel.release}: there is nothing to try.",
+                hint="--kernel takes what 'uname -r' prints; 'overlay list --for RELEASE' says what is for it.",
+            )
         tried = [result for result in results if result.status not in {"blocked", "undecided"}]
         good = all(result.status == BuildStatus.DONE for result in tried)
         return Trials(kernel=kernel.release, good=good, results=tuple(results))

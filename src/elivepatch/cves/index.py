@@ -21,7 +21,7 @@ from pathlib import Path
 from elivepatch.cves.feed import EntryFiles, Feed
 from elivepatch.cves.records import Dyad, FeedFormatError, Vulnerability, parse_dyads, parse_record
 from elivepatch.cves.versions import KernelVersion, parse_version
-from elivepatch.errors import NotFoundError, UnavailableError
+from elivepatch.errors import NotFoundError, SourceRejectedError, UnavailableError
 from elivepatch.progress import Progress
 
 _FORMAT = 1
@@ -41,6 +41,8 @@ CREATE INDEX dyad_branch ON dyad (f_branch, cve);
 CREATE TABLE file (cve INTEGER NOT NULL REFERENCES cve ON DELETE CASCADE, path TEXT NOT NULL, PRIMARY KEY (cve, path))
 WITHOUT ROWID;
 """
+#: Of so many CVEs half do not vanish: the data only grow, but for single ones that are rejected.
+_MANY = 100
 #: Dyads of the kernel's branch, mainline's for what has none there, all for what has neither; the open ones of these.
 _OPEN = """
 WITH series (cve) AS (SELECT DISTINCT cve FROM dyad WHERE f_branch = :branch),
@@ -78,12 +80,17 @@ class OpenCve:
 
 @dataclass(frozen=True)
 class FeedState:
-    """What the index was made from. ``date`` is that of the feed's newest entry; ``entries`` counts them."""
+    """What the index was made from.
+
+    ``date`` is that of the feed's newest entry; ``entries`` counts them, ``unreadable`` those of them that have no form
+    that is known.
+    """
 
     source: str
     date: str
     identity: str
     entries: int
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,25 @@ class Index:
             data.executemany("DELETE FROM cve WHERE name = ?", [(name,) for name in (*gone, *changed)])
             for files in feed.read(listing, changed):
                 _insert(data, files, listing.stamps[files.name])
+            self._check(data, feed, len(known))
             meta = {"format": str(_FORMAT), "source": feed.source, "date": listing.date, "identity": listing.identity}
             data.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
         return self.state()
+
+    def _check(self, data: sqlite3.Connection, feed: Feed, before: int) -> None:
+        """Raise SourceRejectedError for a feed that has lost what the index has: no CVE must seem to be gone."""
+        (readable,) = data.execute("SELECT COUNT(*) FROM cve WHERE problem IS NULL").fetchone()
+        (entries,) = data.execute("SELECT COUNT(*) FROM cve").fetchone()
+        if entries and not readable:
+            raise SourceRejectedError(
+                f"Of the {entries} entries of {feed.source} none can be read.", hint="Check that it is a feed of CVEs."
+            )
+        if before > _MANY and readable < before // 2:
+            raise SourceRejectedError(
+                f"{feed.source} has {readable} CVEs that can be read; the index has {before}. The index stays.",
+                hint=f"If that is meant, remove {self.path.name.removeprefix('.').removesuffix('.new')} from the "
+                "directory 'cves' of the server's data, and sync again.",
+            )
 
     @contextlib.contextmanager
     def _aside(self) -> Generator[Index]:
@@ -190,9 +213,10 @@ class Index:
         with self._open() as data:
             meta: dict[str, str] = dict(data.execute("SELECT name, value FROM meta"))
             (entries,) = data.execute("SELECT count(*) FROM cve").fetchone()
+            (unreadable,) = data.execute("SELECT count(*) FROM cve WHERE problem IS NOT NULL").fetchone()
         if "identity" not in meta:
             raise UnavailableError("The index was never filled.", hint="Make it: elivepatch-server cve sync.")
-        return FeedState(meta["source"], meta["date"], meta["identity"], entries)
+        return FeedState(meta["source"], meta["date"], meta["identity"], entries, unreadable)
 
     def problems(self) -> list[tuple[str, str]]:
         """The entries that cannot be read, with the reason: whether a kernel has these nobody knows."""

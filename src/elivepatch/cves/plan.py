@@ -43,6 +43,8 @@ class Planner:
         Raises what preparing a kernel does, and UnavailableError without an index.
         """
         wish = job.request.cves or CveWish()
+        for name in wish.only:
+            self.index.get(name)  # one that is not known is an error, not an empty plan
         progress.phase("preparing", f"preparing {job.request.kernel}")
         with ExitStack() as held:
             wanted = wanted_kernel(job)

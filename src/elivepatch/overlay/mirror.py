@@ -46,6 +46,23 @@ _FETCH_SETTINGS = {"fetch.fsckObjects": "true", "transfer.fsckObjects": "true", 
 _PACKS = 30
 
 
+def check_place(url: str, ref: str) -> None:
+    """Raise InvalidSettingError for what cannot be where an overlay is, or holds a password, which would be told."""
+    user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and (":" in user or not url.startswith("ssh:")):
+        raise InvalidSettingError(
+            f"'{re.sub('://[^/]*@', '://…@', url[:200])}' holds a name or a password, which would be told to others.",
+            hint="Leave it out, and give git a credential helper (/etc/gitconfig), or take ssh:// with a key.",
+        )
+    if not URL.fullmatch(url):
+        raise InvalidSettingError(
+            f"'{url[:200]}' is no address of an overlay.", hint="https://, ssh://, git:// or file:///"
+        )
+    parts = ref.split("/")
+    if not _BRANCH.fullmatch(ref) or ".." in ref or any(not part or part.startswith(".") for part in parts):
+        raise InvalidSettingError(f"'{ref[:200]}' is no branch.", hint="For instance main, or refs/tags/v1.")
+
+
 class RewindError(SourceRejectedError):
     """The overlay's head does not follow from the one that is here."""
 
@@ -140,7 +157,7 @@ class Mirror:
         ``write`` puts a file in place, whole or not at all. Raises DownloadFailedError where the repository cannot be
         reached, SignatureRejectedError, RewindError, OverlayRejectedError, InputTooLargeError.
         """
-        self._check()
+        check_place(self.url, self.ref)
         with self._locked():
             git = Git(self.repository, [self.url.partition(":")[0]], settings=_FETCH_SETTINGS)
             before = self._stored()
@@ -165,15 +182,6 @@ class Mirror:
         return Synced(state, overlay, before.commit if before else None)
 
     # -- below
-
-    def _check(self) -> None:
-        if not URL.fullmatch(self.url):
-            raise InvalidSettingError(
-                f"'{self.url[:200]}' is no address of an overlay.", hint="https://, ssh://, git:// or file:///"
-            )
-        parts = self.ref.split("/")
-        if not _BRANCH.fullmatch(self.ref) or ".." in self.ref or any(not p or p.startswith(".") for p in parts):
-            raise InvalidSettingError(f"'{self.ref[:200]}' is no branch.", hint="For instance main, or refs/tags/v1.")
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[None]:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from elivepatch.cves.plan import Planner
 from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import scan
 from elivepatch.cves.versions import version_of
-from elivepatch.errors import InvalidInputError
+from elivepatch.errors import InvalidInputError, UnavailableError
 from elivepatch.job import Job, read_inputs
 from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
@@ -36,6 +37,9 @@ from elivepatch.server.settings import Settings
 
 _FEED = click.option("--feed", metavar="FEED", help="Directory, archive or git address of the CVE data.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+#: proc(5): name, size, users, who they are, state, address, and taint in brackets.
+_MODULE_LINE = re.compile(r"\w+ \d+ \d+ \S+ (?:Live|Loading|Unloading) 0x[0-9a-f]+(?: \(\w+\))?", re.ASCII)
 
 
 @click.group("cve")
@@ -57,7 +61,8 @@ def sync(feed: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(state)))
     else:
-        click.echo(f"{state.entries} CVEs of {state.date}, from {printable(state.source)}")
+        unreadable = f" ({state.unreadable} cannot be read)" if state.unreadable else ""
+        click.echo(f"{state.entries} CVEs of {state.date}, from {printable(state.source)}{unreadable}")
 
 
 @cve.command("scan")
@@ -104,8 +109,11 @@ def plan_command(
 ) -> None:
     """Say which CVEs of a kernel can be closed by a livepatch: each fix is built, and all of them together.
 
-    Minutes: seconds for each fix. What was tried before is remembered.
+    Minutes: seconds for each fix. What was tried before is remembered. Exit status: 0 tried, whatever came of it, 2
+    wrong input, 6 no fix could be had, or the kernel or the data are not there.
     """
+    if output is not None and output.exists() and not output.is_dir():
+        raise InvalidInputError(f"{output} is not a directory.", hint="Name one for the patches; it is made.")
     settings, progress = server_settings.load(), _progress()
     wish = _wish(only=only, min_score=min_score, loaded=_module_names(loaded))
     source = open_fixes(settings.stable_git, settings.stable_http, settings.cache)
@@ -117,7 +125,13 @@ def plan_command(
         found = Planner(index, source, settings.workshop).plan(job, place, progress)
         if output is not None:
             _write_series(found, output)
-    click.echo(found.dump_json()) if as_json else show_plan(found)
+    click.echo(found.dump_json()) if as_json else show_plan(found, only)
+    states = {entry.trial.state for entry in found.scan.cves if entry.trial is not None}
+    if states == {"unavailable"}:
+        raise UnavailableError(
+            "No fix could be had: nothing was tried.",
+            hint="Check the setting 'stable_git' (a repository with the kernel's stable branches), or 'stable_http'.",
+        )
 
 
 def _write_series(found: CvePlan, output: Path) -> None:
@@ -151,7 +165,14 @@ def _module_names(path: Path | None) -> tuple[str, ...] | None:
     if path is None:
         return None
     (file,) = read_inputs([path], limits.REQUEST_BYTES, "list of modules")
-    return tuple(line.split()[0] for line in file.data.decode(errors="replace").splitlines() if line.strip())
+    lines = file.data.decode(errors="replace").splitlines()
+    wrong = next((line for line in lines if not _MODULE_LINE.fullmatch(line)), None)
+    if wrong is not None or not lines:
+        said = f"{wrong[:60]!r} is no line of it" if wrong is not None else "it is empty"
+        raise InvalidInputError(
+            f"{path} is not what /proc/modules says: {said}.", hint="On the host: cat /proc/modules > FILE"
+        )
+    return tuple(line.split()[0] for line in lines)
 
 
 def _scan_kernel(kernel: str, loaded: Path | None, index: Index, settings: Settings, progress: Progress) -> CveScan:
@@ -200,8 +221,8 @@ def show_scan(found: CveScan) -> None:
             click.echo(_line(entry))
 
 
-def show_plan(found: CvePlan) -> None:
-    """A plan in words: what can be closed, then what cannot, with the reason."""
+def show_plan(found: CvePlan, named: Sequence[str] = ()) -> None:
+    """A plan in words: what can be closed, then what cannot, with the reason; of those named, why nothing was tried."""
     if found.problem:
         click.echo(found.problem, err=True)
     tried = [entry for entry in found.scan.cves if entry.trial is not None]
@@ -212,6 +233,14 @@ def show_plan(found: CvePlan) -> None:
     for entry in sorted(tried, key=_worst):
         if entry.trial is not None and entry.trial.state in {"refused", "unavailable"}:
             click.echo(f"{_line(entry)}\n    {entry.trial.state}: {printable(entry.trial.message or '')}")
+
+    for name in sorted(set(named) - {entry.id for entry in tried}):
+        entry = next((one for one in found.scan.cves if one.id == name), None)
+        if entry is None:
+            click.echo(f"{name}: the kernel does not have it by its version")
+        else:
+            why = "" if entry.state != "affected" or entry.fixes else ": its branch has no fix"
+            click.echo(f"{_line(entry)}\n    not tried{why}{f': {entry.why}' if entry.why else ''}")
 
 
 def _worst(entry: CveEntry) -> tuple[float, str]:

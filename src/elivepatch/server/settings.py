@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from elivepatch.cves.index import Index
 from elivepatch.errors import InvalidInputError, InvalidSettingError
+from elivepatch.overlay.mirror import check_place
 from elivepatch.overlay.settings import OverlayName, OverlaySettings
 from elivepatch.protocol.models import ProofLevel
 from elivepatch.sources.reference import KERNEL_ORG, parse_reference
@@ -306,6 +307,16 @@ def _checked(settings: Settings) -> Settings:
             raise InvalidSettingError(
                 f"Setting '{name}' must be an absolute path, not '{directory}'.", hint="Begin it with '/'."
             )
+    for name, overlay in settings.overlays.items():
+        try:
+            check_place(overlay.url, overlay.branch)
+        except InvalidSettingError as error:
+            raise InvalidSettingError(f"Setting 'overlays.{name}': {error.message}", hint=error.hint) from error
+    if settings.stable_http is not None and not re.fullmatch(r"https?://\S*\{commit\}\S*", settings.stable_http):
+        raise InvalidSettingError(
+            f"Setting 'stable_http': '{settings.stable_http}' gives no single commits.",
+            hint="It is an http or https address with {commit} in the place of a commit's id.",
+        )
     try:
         parse_reference(settings.v1_kernel.replace("{version}", "6.12.60"))
     except InvalidInputError as error:
