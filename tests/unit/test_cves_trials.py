@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -240,6 +240,30 @@ def test_what_spoils_the_whole_is_taken_out(bench: Bench) -> None:
     assert bench.together() is not None
     assert [fix.commit for fix in bench.accepted] == [name("a")]
     assert list(bench.dropped) == [name("b")]
+
+
+def test_the_module_that_the_guest_cannot_load_tells_whose_fix_it_is(bench: Bench) -> None:
+    uncore = "kernel/uncore_x.c"
+    (bench.kernel.source / uncore).write_text(BASE)
+    modules = {"intel_uncore": "kernel/kernel/intel-uncore.ko.xz", "other": "kernel/lib/other.ko.xz"}
+    bench.kernel = replace(bench.kernel, modules=modules)
+    files = {"a": "kernel/a.c", "c": uncore, "b": "kernel/b.c"}
+    bench.accepted = [change(path, BASE, edited(3), name(letter)) for letter, path in files.items()]
+    asked: list[int] = []
+
+    def build(job: Job, workshop: Workshop, place: Path, progress: Progress) -> Report:
+        del workshop, place, progress
+        asked.append(len(job.patches))
+        if any(file.name.startswith("c") for file in job.patches):
+            said = "The kernel's own module intel_uncore could not be loaded in the guest: No such device"
+            return Report(status=BuildStatus.REFUSED, key="k", exit_status=5, error="boot-test-failed", message=said)
+        return Report(status=BuildStatus.DONE, key="k", exit_status=0)
+
+    bench.build = build
+    assert bench.together() is not None
+    assert list(bench.dropped) == [name("c")]
+    assert [fix.commit for fix in bench.accepted] == [name("a"), name("b")]
+    assert asked == [3, 3, 2], "it was searched for"
 
 
 def test_what_was_tried_once_is_remembered(bench: Bench) -> None:

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
@@ -290,14 +290,26 @@ class Bench:
             if report.status is not BuildStatus.REFUSED:
                 raise UnavailableError(report.message, hint=report.hint, diagnosis=report.diagnosis)
             self.progress.step(f"they do not go together: {report.message}")
-            self._drop(self._suspect(report) or self._first_bad(), report)
+            suspect = self._suspect(report)
+            self._drop(suspect if suspect is not None else self._first_bad(), report)
         return None
 
     def _suspect(self, report: Report) -> int | None:
-        """The last of the accepted fixes that touches a file which the findings name, if without it all is well."""
-        files = {finding.file for finding in report.diagnosis if finding.severity == "error" and finding.file}
-        index = next((at for at, fix in reversed(list(enumerate(self.accepted))) if files & set(fix.files)), None)
-        if not index:
+        """The accepted fix that the findings are most likely about, if without it all is well.
+
+        They name a file that it touches, or a module (as a boot test does that cannot load one).
+        """
+        errors = [finding for finding in report.diagnosis if finding.severity == "error"]
+        files = {finding.file for finding in errors if finding.file}
+        said = set(re.findall(r"\w+", " ".join([report.message or "", *(finding.message for finding in errors)])))
+        places = {
+            name: str(PurePosixPath(shipped).parent).removeprefix("kernel/")
+            for name, shipped in self.kernel.modules.items()
+            if name in said
+        }
+        likely = [(_likeness(fix, files, places), at) for at, fix in enumerate(self.accepted)]
+        (_, likeness), index = max(((bool(one), one), at) for one, at in likely)
+        if not likeness or len(self.accepted) == 1:
             return None
         rest = [fix for at, fix in enumerate(self.accepted) if at != index]
         return index if self._build(rest, verify=self.verify).status is BuildStatus.DONE else None
@@ -356,3 +368,13 @@ def _keep(path: Path, report: Report) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     aside.write_text(report.model_dump_json(exclude_none=True))
     aside.replace(path)
+
+
+def _likeness(fix: Fix, files: Collection[str], places: Mapping[str, str]) -> int:
+    """How much a fix looks like what is wrong: with those files, or with the modules that lie in those places."""
+    score = 3 * len(set(files) & set(fix.files))
+    for module, place in places.items():
+        words = set(module.split("_"))
+        near = [PurePosixPath(file) for file in fix.files if file.startswith(f"{place}/")]
+        score += max((1 + len(words & set(re.split(r"[-_]", path.stem))) for path in near), default=0)
+    return score
