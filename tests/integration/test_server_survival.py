@@ -71,6 +71,10 @@ def _kill(server: ServerProcess, victim: str, dice: random.Random) -> int:
         hit += 1
     if victim in ("build", "both"):
         hit += _kill_builds(server, dice)
+    deadline = time.monotonic() + 30
+    while victim == "build" and not hit and time.monotonic() < deadline:  # the one that lasts may be about to begin
+        time.sleep(0.02)
+        hit += _kill_builds(server, dice)
     if victim in ("server", "both"):
         if dice.random() < 0.3:
             with contextlib.suppress(AssertionError):  # killed again while it comes up
