@@ -69,7 +69,9 @@ def test_what_a_host_asks_for_was_built_ahead(
         ended = demo_host.run_on(host, SCRIPT.replace("{files}", files), server.port, tmp_path, progress)
         listed = httpx2.get(f"{base}/builds").json()["builds"]
     assert "exit 0" in ended.output, ended.output
-    outcome = json.loads(re.search(r"^\{\n.*^\}$", ended.output, re.MULTILINE | re.DOTALL)[0])  # type: ignore[index]  # pyright: ignore[reportOptionalSubscript]
+    printed = re.search(r"^\{\n.*^\}$", ended.output, re.MULTILINE | re.DOTALL)
+    assert printed is not None, ended.output
+    outcome = json.loads(printed[0])
     assert outcome["status"] == "loaded"
     assert outcome["build"]["id"] == ahead["build"], "the host's request was built again"
     assert [one["id"] for one in listed] == [ahead["build"]]
