@@ -39,7 +39,7 @@ from elivepatch.job import Job, request_key, wanted_kernel
 from elivepatch.kernel.config import parse_config
 from elivepatch.patches import doctor
 from elivepatch.patches.apply import apply_series
-from elivepatch.patches.macros import foreign_macros
+from elivepatch.patches.macros import foreign_macros, macros_without_header
 from elivepatch.patches.series import parse_series
 from elivepatch.patches.tree import Tree
 from elivepatch.progress import Progress
@@ -242,7 +242,8 @@ def _build(
         changed_files = doctor.changes_of(applied)
         examination = doctor.examine(changed_files)
         doctor.require_code(examination, series.paths)
-        doctor.require_possible(examination, foreign_macros(changed_files, engine.name))
+        more = [*foreign_macros(changed_files, engine.name), *macros_without_header(changed_files, engine.name)]
+        doctor.require_possible(examination, more)
         engine.examine(series.paths)
         change = lookup.change_of(applied)
         affected = lookup.affected_objects(kernel, change, work / "lookup", workshop.parallel, progress, engine.headers)
@@ -362,6 +363,8 @@ def _verify(
         module.unlink()  # nothing that failed its test is left to be loaded
         state.module = None
         raise
+    for name in state.verification.not_run:
+        state.notes.append(finding("module-not-run", f"The boot test has no device for the module {name}."))
 
 
 def _write(path: Path, data: bytes) -> None:

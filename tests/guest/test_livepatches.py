@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from build_support import ENGINES, KLP_MACROS, KPATCH_MACROS, LIVEPATCHES, livepatch_file, livepatch_names
+from build_support import ENGINES, KLP_MACROS, KPATCH_MACROS, LIVEPATCHES, change, livepatch_file, livepatch_names
 from elivepatch import process
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.protocol.models import Report
@@ -24,9 +24,13 @@ COMMAND = Path(sys.executable).parent / "elivepatch-server"
 
 
 def build(workshop: Workshop, kernel: PreparedKernel, patch: Path, check: Path, output: Path) -> tuple[int, Report]:
-    argv: list[str | Path] = [COMMAND, "build", "--kernel", kernel.release, "--patch", patch, "--check", check]
+    words: list[str | Path] = ["--kernel", kernel.release, "--patch", patch, "--check", check, "-o", output, "--json"]
+    return run_build(workshop, *words)
+
+
+def run_build(workshop: Workshop, *words: str | Path) -> tuple[int, Report]:
     env = {"ELIVEPATCH_CACHE": str(workshop.cache), "HOME": os.environ.get("HOME", "/")}
-    done = process.run([*argv, "-o", output, "--json"], env=env, check=False, timeout=600)
+    done = process.run([COMMAND, "build", *words], env=env, check=False, timeout=600)
     assert done.stdout, done.stderr
     return done.returncode, Report.model_validate(json.loads(done.stdout))
 
@@ -102,6 +106,28 @@ def test_macros_for_authors(
         at += len(text)
     noted = NOTED[patch.stem] if engine == "kpatch" else set[str]()
     assert noted <= {finding.rule for finding in report.diagnosis}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_module_without_a_device_in_the_guest_is_patched_as_it_comes(
+    workshop: Workshop, kernel_of: Callable[[str], PreparedKernel], tmp_path: Path, engine: str
+) -> None:
+    kernel = kernel_of(engine)
+    old, new = {
+        "kpatch": ("cpumap_print_to_pagebuf(true, buf, &pmu->", "cpumap_print_to_pagebuf(false, buf, &pmu->"),
+        "klp": ('"%*pbl\\n", cpumask_pr_args(&pmu->', '"%*pb\\n", cpumask_pr_args(&pmu->'),
+    }[engine]
+    patch, output = tmp_path / "uncore.patch", tmp_path / "out.ko"
+    patch.write_bytes(change(kernel.source, "arch/x86/events/intel/uncore.c", (old, new)))
+    words: list[str | Path] = ["--kernel", kernel.release, "--patch", patch, "-o", output, "--json"]
+    status, report = run_build(workshop, *words)
+    assert status == report.exit_status == 0, report.message
+    seen = report.verification
+    assert seen is not None
+    assert (seen.loaded, seen.reverted, seen.unloaded, seen.not_run) == (True, True, True, ("intel_uncore",))
+    assert "to loading module 'intel_uncore'" in (seen.log or "")
+    (note,) = [finding for finding in report.diagnosis if finding.rule == "module-not-run"]
+    assert (note.severity, "intel_uncore" in note.message) == ("warning", True)
 
 
 def test_a_check_that_does_not_see_the_change_fails_the_build(

@@ -122,6 +122,10 @@ def test_the_contract_of_the_scan(tmp_path: Path) -> None:
         (["scan", "--version", "6.1.1", "--loaded", "/proc/modules"], 2, "goes with --kernel"),
         (["scan", "--version", "6.1.1", "--feed", "/no/such/feed"], 2, "no feed"),
         (["scan", "--version", "6.1.1"], 6, "no index"),
+        (["scan", "--version", "6.1.1", "-k", "/dev/null"], 2, "-k goes with --kernel"),
+        (["scan", "--version", "6.1.1-rc2"], 2, "cve scan --version 6.1.1"),
+        (["scan", "--kernel", "debian:6.1.170-1", "--base-patch", "/no/such"], 2, "/no/such"),
+        (["plan", "--kernel", "debian:6.1.170-1", "-k", "/no/such"], 2, "/no/such"),
         (["sync"], 2, "No feed is configured"),
         (["plan", "--kernel", "6.1.0-47-cloud-amd64"], 2, "No place is configured"),
         (["plan", "--kernel", "6.1.0-47-cloud-amd64", "--only", "six"], 2, "CVE-2026-46300"),
@@ -130,6 +134,9 @@ def test_the_contract_of_the_scan(tmp_path: Path) -> None:
 def test_bad_words_are_answered(tmp_path: Path, words: list[str], status: int, said: str) -> None:
     done = program(*words, ELIVEPATCH_DATA=str(tmp_path / "data"))
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert "^CVE" not in done.stderr
+    told = json.loads(program(*words, "--json", ELIVEPATCH_DATA=str(tmp_path / "data")).stdout)
+    assert (told["exit_status"], told["error"]["message"] in done.stderr) == (status, True)
 
 
 @pytest.mark.parametrize("text", ["", "root:x:0:0:root:/root:/bin/sh\n", "xfs\next4\n"])

@@ -187,6 +187,31 @@ def test_who_may_not_read_them_is_told_so(
     assert team.path.exists()
 
 
+def test_one_that_was_never_fetched_does_not_keep_back_the_others(rig: HostRig, team: Repository) -> None:
+    rig.overlay("sync")
+    rig.configure(late=f'url = "file://{rig.tmp}/late"', team=f'url = "{team.url}"')
+    late = "The overlay late is not here yet"
+    found = {one["name"]: one for one in rig.data("list")["overlays"]}
+    assert late in found["late"]["problem"]
+    assert len(found["team"]["patches"]) == 2
+    done = rig.overlay("list")
+    assert f"late: {late}" in done.stdout
+    assert f"the overlay late is left out: {late}" in done.stderr
+    outcome = rig.data("apply")
+    assert (outcome["status"], len(outcome["patches"])) == ("loaded", 2)
+    assert any(late in one for one in outcome["warnings"])
+    assert rig.overlay("apply", "late").exit_code == 2, "what was asked for by its name is needed"
+
+
+def test_of_what_is_for_another_kernel_the_list_says_for_which(rig: HostRig, tmp_path: Path) -> None:
+    root = make_overlay(tmp_path / "o")
+    words = ("list", root, "--for", "6.1.0-49-amd64", "--upstream", "6.1.120", "--distribution", "debian:12")
+    (overlay,) = rig.data(*words)["overlays"]
+    reasons = {one["id"]: one["reason"] for one in overlay["patches"]}
+    assert reasons["first"].startswith("for debian:13")
+    assert reasons["second"].startswith("for 6.12")
+
+
 # -- apply
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from server_support import ServerProcess, get, serving
 
+from elivepatch.process import Completed, run
 from overlay_git import Repository, keys, repository
 
 pytestmark = pytest.mark.integration
@@ -91,7 +93,7 @@ def test_what_is_there_for_the_kernels_that_are_known_is_built_before_anybody_as
     assert (team["name"], team["commit"], team["entries"]) == ("team", rig.overlay.git("rev-parse", "HEAD"), 3)
     assert time.time() - team["synced"] < 60
     built = {one["kernel"]: one for one in state["builds"]}
-    assert {name: one["entries"] for name, one in built.items()} == {RELEASE: ["first"], OLDER: ["stable"]}
+    assert {name: one["entries"] for name, one in built.items()} == {RELEASE: ["team/first"], OLDER: ["team/stable"]}
     assert built[RELEASE]["build_id"] == BUILD_ID
     build = get(rig.server, f"/builds/{built[RELEASE]['build']}").json()
     assert (build["kernel"], build["status"]) == (RELEASE, "done")
@@ -155,7 +157,7 @@ def test_several_overlays_are_built_alone_and_together(tmp_path: Path, overlay: 
     with serving(tmp_path / "data", overlays=overlays, overlay_sync_hours="0.001") as server:
         state = Rig(server, overlay).until(lambda state: len(state["builds"]) == 3)
     assert [one["overlays"] for one in state["builds"]] == [["team"], ["more"], ["team", "more"]]
-    assert [one["entries"] for one in state["builds"]] == [["first"], ["first"], ["first", "first"]]
+    assert [one["entries"] for one in state["builds"]] == [["team/first"], ["more/first"], ["team/first", "more/first"]]
 
 
 def test_a_patch_that_cannot_be_built_is_said_and_not_asked_for_again(rig: Rig) -> None:
@@ -180,6 +182,43 @@ def test_an_overlay_must_be_signed_where_keys_are_named(tmp_path: Path, overlay:
             overlay.signed(author)
             state = rig.until(lambda state: bool(state["builds"]))
             assert state["overlays"][0]["signer"] == f"OpenPGP key {author.fingerprint}"
+
+
+def administer(rig: Rig, *words: str) -> Completed:
+    """A command of the administrator, beside the server that runs."""
+    overlays = settings(team=rig.overlay)
+    environment = {"ELIVEPATCH_DATA": str(rig.server.data), "ELIVEPATCH_OVERLAYS": overlays}
+    return run([Path(sys.executable).parent / "elivepatch-server", "overlay", *words], env=environment, check=False)
+
+
+def test_a_rewritten_history_is_taken_when_the_administrator_says_so(rig: Rig) -> None:
+    before = rig.until(done)["overlays"][0]["commit"]
+    (listed,) = json.loads(administer(rig, "list", "--json").stdout)
+    assert (listed["name"], listed["commit"]) == ("team", before)
+    rig.overlay.git("commit", "--amend", "-m", "written anew")
+    head = rig.overlay.git("rev-parse", "HEAD")
+    state = rig.until(lambda state: "problem" in state["overlays"][0])
+    assert "elivepatch-server overlay sync --allow-rewind team" in state["overlays"][0]["problem"]
+    refused = administer(rig, "sync", "--json")
+    assert (refused.returncode, json.loads(refused.stdout)[0]["error"]["code"]) == (6, "overlay-rewound")
+    assert "Name the one" in administer(rig, "sync", "--allow-rewind").stderr
+    taken = administer(rig, "sync", "--allow-rewind", "team")
+    assert (taken.returncode, taken.stdout) == (0, f"team: now at {head[:12]}, 3 entries\n"), taken.stderr
+    state = rig.until(lambda state: "problem" not in state["overlays"][0])
+    assert state["overlays"][0]["commit"] == head
+
+
+def test_an_overlay_that_the_settings_do_not_have(rig: Rig) -> None:
+    refused = administer(rig, "sync", "other", "--json")
+    assert refused.returncode == 2
+    assert "Those that there are: team" in refused.stderr
+
+
+def test_kernels_for_which_there_is_nothing_are_not_listed(rig: Rig, tmp_path: Path) -> None:
+    prepare(tmp_path / "data/cache", "5", "6.6.1-amd64", "e" * 40, "debian:linux 6.6.1-1 (sid)")
+    rig.until(done)
+    time.sleep(2)  # some rounds
+    assert {one["kernel"] for one in rig.state()["builds"]} == {RELEASE, OLDER}
 
 
 def test_without_overlays_there_is_nothing_to_watch(tmp_path: Path) -> None:

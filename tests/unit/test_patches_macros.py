@@ -10,7 +10,7 @@ import pytest
 
 from elivepatch.errors import CannotLivepatchError
 from elivepatch.patches.doctor import SourceChange, examine, require_possible
-from elivepatch.patches.macros import foreign_macros
+from elivepatch.patches.macros import foreign_macros, macros_without_header
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/macros.md").read_text()
@@ -90,3 +90,30 @@ def test_the_patches_for_each_kernel_have_the_macros_of_its_tools() -> None:
             change = [SourceChange("fs/a.c", b"", added.encode())]
             assert foreign_macros(change, engine) == []
             assert len(foreign_macros(change, other)) >= 2
+
+
+HEADERS = {"kpatch": '"kpatch-macros.h"', "klp": "<linux/livepatch_helpers.h>"}
+MACROS = {"kpatch": "KPATCH_PRE_PATCH_CALLBACK", "klp": "KLP_PRE_PATCH_CALLBACK"}
+
+
+@pytest.mark.parametrize("engine", ["kpatch", "klp"])
+def test_a_macro_without_its_header_is_told_before_the_compiler_sees_it(engine: str) -> None:
+    use, header = f"{MACROS[engine]}(f);\n", f"#include {HEADERS[engine]}\n"
+    (found,) = macros_without_header(changed(use), engine)
+    assert (found.rule, found.severity, found.file, found.line) == ("macro-header", "error", "fs/a.c", 4)
+    assert found.message.startswith(f"{MACROS[engine]} is used")
+    assert found.hint == f"Add to the includes of the file: #include {HEADERS[engine]}"
+    assert macros_without_header(changed(header + use), engine) == []
+    assert macros_without_header(changed(f"#define {MACROS[engine]}(f)\n{use}"), engine) == []
+    assert macros_without_header(changed(f"/* {use} */"), engine) == []
+    own = SourceChange("fs/internal.h", b"", header.encode())
+    assert macros_without_header([*changed(use), own], engine) == []
+    other = SourceChange("fs/b.c", b"", header.encode())
+    assert len(macros_without_header([*changed(use), other], engine)) == 1
+
+
+@pytest.mark.parametrize("engine", ["kpatch", "klp"])
+def test_shadow_variables_of_the_old_core_module_have_a_successor(engine: str) -> None:
+    (found,) = foreign_macros(changed("p = kpatch_shadow_alloc(o, 1, 8, GFP_KERNEL);\n"), engine)
+    assert (found.rule, found.line) == ("foreign-macro", 4)
+    assert found.hint == "Use klp_shadow_alloc() of <linux/livepatch.h>."

@@ -313,6 +313,12 @@ _NOTES: dict[str, Rule] = {
         "Check that it is harmless to leave it out.",
         severity="warning",
     ),
+    "module-not-run": Rule(
+        "The guest of the boot test has no device for a module that the patch changes",
+        "The livepatch was applied to the module as it was loaded, and taken back; nothing of it ran. Try it first on "
+        "a host that has such a device and is not needed.",
+        severity="warning",
+    ),
     "callbacks": Rule(
         "The patch runs code of its own when it is loaded or unloaded",
         "Check that the callback undoes what it did when the livepatch is reverted.",

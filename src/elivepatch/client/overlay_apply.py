@@ -10,9 +10,9 @@ from pathlib import Path
 from elivepatch.client.dry_run import DryRun
 from elivepatch.client.inputs import InputFile, Wish
 from elivepatch.client.outcome import Outcome
-from elivepatch.client.overlays import OpenOverlay, Overlays, require_known
+from elivepatch.client.overlays import OpenOverlay, Overlays, left_out, require_known
 from elivepatch.client.request import RequestRun
-from elivepatch.errors import InputTooLargeError, InvalidInputError
+from elivepatch.errors import ElivepatchError, InputTooLargeError, InvalidInputError
 from elivepatch.overlay.contents import joined_check
 from elivepatch.overlay.kernels import KernelIdentity
 from elivepatch.overlay.model import Entry
@@ -45,7 +45,9 @@ class Applying:
     def run(self) -> Outcome:
         """Do it. Raises what a request raises, and NotFoundError for an id that nothing has."""
         kernel = self.overlays.kernel(None, None, None)
-        opened = self.overlays.open(self.wish.overlay)
+        unusable: dict[str, ElivepatchError] = {}
+        opened = self.overlays.open(self.wish.overlay, unusable)
+        self.warnings += [left_out(name, error) for name, error in unusable.items()]
         require_known(opened, (*self.wish.only, *self.wish.skip))
         chosen = [(one, entry) for one in opened for entry in self._chosen(one, kernel)]
         if not chosen:

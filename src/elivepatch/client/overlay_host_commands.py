@@ -43,7 +43,8 @@ def list_command(
     with subcommand(context, as_json=as_json) as command:
         overlays = Overlays(command.settings, command.host, command.output)
         kernel = overlays.kernel(release, upstream, distribution) if release else None
-        found = overlay_list(overlays.open(overlay), kernel)
+        unusable: dict[str, ElivepatchError] = {}
+        found = overlay_list(overlays.open(overlay, unusable), kernel, unusable)
         command.output.data(found.dump())
         for line in list_lines(found):
             command.output.result(line)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from elivepatch.client.overlays import OpenOverlay
-from elivepatch.overlay.kernels import KernelIdentity
+from elivepatch.errors import ElivepatchError
+from elivepatch.overlay.kernels import Fit, KernelIdentity
 from elivepatch.overlay.model import Entry
 from elivepatch.overlay.selection import LeftOut, Selection, select
 from elivepatch.protocol.models import Model
@@ -32,12 +33,16 @@ class EntryState(Model):
 
 
 class OverlayState(Model):
-    """An overlay. ``commit``, ``synced`` (seconds since the epoch) and ``signer`` are absent for a directory."""
+    """An overlay. ``commit``, ``synced`` (seconds since the epoch) and ``signer`` are absent for a directory.
+
+    ``problem`` says why it cannot be used: what it has is not known then.
+    """
 
     name: str
     commit: str | None = None
     synced: float | None = None
     signer: str | None = None
+    problem: str | None = None
     patches: tuple[EntryState, ...] = ()
 
 
@@ -48,18 +53,20 @@ class OverlayList(Model):
     overlays: tuple[OverlayState, ...] = ()
 
 
-def overlay_list(overlays: Sequence[OpenOverlay], kernel: KernelIdentity | None) -> OverlayList:
-    """All that overlays have, with what becomes of it on a kernel."""
-    return OverlayList(
-        kernel=kernel.release if kernel else None, overlays=tuple(_overlay(one, kernel) for one in overlays)
-    )
+def overlay_list(
+    overlays: Sequence[OpenOverlay], kernel: KernelIdentity | None, unusable: Mapping[str, ElivepatchError]
+) -> OverlayList:
+    """All that overlays have, with what becomes of it on a kernel; ``unusable`` are those that could not be opened."""
+    opened = [_overlay(one, kernel) for one in overlays]
+    rest = [OverlayState(name=name, problem=error.message) for name, error in unusable.items()]
+    return OverlayList(kernel=kernel.release if kernel else None, overlays=(*opened, *rest))
 
 
 def _overlay(one: OpenOverlay, kernel: KernelIdentity | None) -> OverlayState:
     if kernel is None:
         entries = tuple(_entry(entry, "listed") for entry in one.overlay.entries)
     else:
-        entries = tuple(_states(select(one.overlay, kernel), one.overlay.entries))
+        entries = tuple(_states(select(one.overlay, kernel), one.overlay.entries, kernel))
     state = one.state
     return OverlayState(
         name=one.name,
@@ -70,7 +77,7 @@ def _overlay(one: OpenOverlay, kernel: KernelIdentity | None) -> OverlayState:
     )
 
 
-def _states(selection: Selection, entries: Sequence[Entry]) -> Iterator[EntryState]:
+def _states(selection: Selection, entries: Sequence[Entry], kernel: KernelIdentity) -> Iterator[EntryState]:
     told: set[str] = set()
     for entry in selection.chosen:
         told.add(entry.id)
@@ -86,7 +93,14 @@ def _states(selection: Selection, entries: Sequence[Entry]) -> Iterator[EntrySta
             yield _entry(one.entry, state, one.reason)
     for entry in entries:
         if entry.id not in told:
-            yield _entry(entry, "other-kernel")
+            yield _entry(entry, "other-kernel", _why_not(entry, kernel))
+
+
+def _why_not(entry: Entry, kernel: KernelIdentity) -> str:
+    """What an entry is for that the kernel is not."""
+    if all(one.fit(kernel) is Fit.NO for one in entry.kernels):
+        return f"for {', '.join(one.text for one in entry.kernels)}"
+    return f"for {', '.join(map(str, entry.distributions))}"
 
 
 def _entry(entry: Entry, state: State, reason: str | None = None) -> EntryState:
@@ -108,6 +122,9 @@ def _entry(entry: Entry, state: State, reason: str | None = None) -> EntryState:
 def list_lines(found: OverlayList) -> Iterator[str]:
     """The list for a person."""
     for overlay in found.overlays:
+        if overlay.problem:
+            yield f"{overlay.name}: {overlay.problem}"
+            continue
         where = f" at {overlay.commit[:12]}" if overlay.commit else ""
         signed = f", signed by {overlay.signer}" if overlay.signer else ""
         yield f"{overlay.name}{where}{signed}: {len(overlay.patches)} patches"

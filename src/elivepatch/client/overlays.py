@@ -66,10 +66,12 @@ class Overlays:
     def _state(self) -> StateDirectory:
         return StateDirectory(self.settings.state_dir, self.host.user)
 
-    def open(self, name: str | None) -> list[OpenOverlay]:
+    def open(self, name: str | None, unusable: dict[str, ElivepatchError] | None = None) -> list[OpenOverlay]:
         """The overlay of that name, of the settings or else a directory; without a name all of the settings.
 
-        Raises InvalidInputError where there is none, NotFoundError where it was never synchronised.
+        Of all, one that cannot be used does not keep back the others: it goes into ``unusable``, with the reason.
+        Raises InvalidInputError where there is none, and where none can be used, what is the matter with the first:
+        NotFoundError where it was never synchronised.
         """
         if name is None:
             if not self.settings.overlays:
@@ -77,10 +79,23 @@ class Overlays:
                     "No overlay is configured on this host.",
                     hint="Add a table [overlays.NAME] with its url to client.toml, or name a directory.",
                 )
-            return [self._mirrored(one) for one in self.settings.overlays]
+            return self._usable({} if unusable is None else unusable)
         if name in self.settings.overlays:
             return [self._mirrored(name)]
         return [self._directory(Path(name))]
+
+    def _usable(self, unusable: dict[str, ElivepatchError]) -> list[OpenOverlay]:
+        found: list[OpenOverlay] = []
+        for name in self.settings.overlays:
+            try:
+                found.append(self._mirrored(name))
+            except ElivepatchError as error:
+                unusable[name] = error
+        if not found:
+            raise next(iter(unusable.values()))
+        for name, error in unusable.items():
+            self.output.warn(left_out(name, error))
+        return found
 
     def _mirrored(self, name: str) -> OpenOverlay:
         findings = Findings()
@@ -186,6 +201,12 @@ class Overlays:
         except KernelSyntaxError as error:
             raise InvalidInputError(f"'{distribution}' {error}.", hint="For instance debian:13.") from error
         return KernelIdentity(known.release, version, named.id, named.version)
+
+
+def left_out(name: str, error: ElivepatchError) -> str:
+    """That an overlay is left out, and why, on one line."""
+    hint = f" ({error.hint.rstrip('.')})" if error.hint else ""
+    return f"the overlay {name} is left out: {error.message}{hint}"
 
 
 def require_known(opened: Sequence[OpenOverlay], ids: Sequence[str]) -> None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from elivepatch.cves.versions import KernelVersion
-from elivepatch.errors import ElivepatchError, InvalidInputError, NothingToPatchError, UnavailableError
+from elivepatch.errors import (
+    DownloadFailedError,
+    ElivepatchError,
+    InvalidInputError,
+    NothingToPatchError,
+    UnavailableError,
+)
 from elivepatch.patches.limits import PATCH_BYTES
 from elivepatch.patches.series import parse_patch
 from elivepatch.process import ProgramError
@@ -32,6 +38,8 @@ _BESIDE = ("Documentation/", "tools/", "samples/", "LICENSES/", "scripts/", "MAI
 _USED = ("tools/lib/bpf/relo_core.",)
 #: Commits of the same files that may lie between a kernel and a fix; more than that is a rewrite.
 _BEFORE = 200
+#: Downloads in a row after whose failure an address is not asked any more: each of them has tried several times.
+_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -148,24 +156,18 @@ class HttpFixes:
 
     address: str
     cache: Path
+    _failures: list[DownloadFailedError] = field(default_factory=list[DownloadFailedError], init=False, compare=False)
 
     def update(self, progress: Progress) -> None:
         """There is nothing that could be brought up to date: a commit never changes."""
 
     def get(self, commit: str, progress: Progress) -> Fix:
-        """A commit; what was fetched once is kept."""
+        """A commit; what was fetched once is kept. An address that fails again and again is left alone."""
         if not _COMMIT.fullmatch(commit):
             raise UnavailableError(f"'{commit[:60]}' is not the id of a commit.")
         target = self.cache / f"{commit}.patch"
         if not target.exists():
-            download(
-                self.address.replace("{commit}", commit),
-                target,
-                digests={},
-                limit_bytes=PATCH_BYTES,
-                progress=progress,
-                missing=UnavailableError(f"{self.address} has no commit {commit}."),
-            )
+            self._download(commit, target, progress)
         data = target.read_bytes()
         if not data.startswith(f"From {commit} ".encode()):
             target.unlink()
@@ -176,6 +178,30 @@ class HttpFixes:
         match = _SUBJECT.search(data)
         subject = " ".join(match[1].decode(errors="replace").split()) if match else ""
         return make_fix(commit, _TAG.sub("", subject), data)
+
+    def _download(self, commit: str, target: Path, progress: Progress) -> None:
+        if len(self._failures) >= _FAILURES:
+            raise UnavailableError(
+                f"{self.address} was not asked, as it had failed {_FAILURES} times in a row: "
+                f"{self._failures[-1].message}",
+                hint="Check the setting 'stable_http' and the network, then ask again.",
+            )
+        try:
+            download(
+                self.address.replace("{commit}", commit),
+                target,
+                digests={},
+                limit_bytes=PATCH_BYTES,
+                progress=progress,
+                missing=UnavailableError(f"{self.address} has no commit {commit}."),
+            )
+        except DownloadFailedError as error:
+            self._failures.append(error)
+            raise
+        except UnavailableError:  # it answers
+            self._failures.clear()
+            raise
+        self._failures.clear()
 
     def order(self, version: KernelVersion, commits: Sequence[str]) -> list[str]:
         """Commits as they came: there is no history to ask."""

@@ -62,9 +62,15 @@ def version_of(text: str) -> KernelVersion:
     Raises InvalidInputError, also for a release candidate: which fixes it has no list says.
     """
     match = _VERSION.match(text)
-    if match is None or _CANDIDATE.match(text, match.end()):
+    if match is None:
+        raise InvalidInputError(
+            f"'{text[:60]}' names no released version of the kernel: it does not begin with one.",
+            hint="Give it as numbers: 6.1.170, or 6.1 for 6.1.0.",
+        )
+    if _CANDIDATE.match(text, match.end()):
         raise InvalidInputError(
             f"'{text[:60]}' names no released version of the kernel, so nothing can be looked up for it.",
-            hint="Release candidates are on no list; give --version for the release that is nearest.",
+            hint="Release candidates are on no list. The release that is nearest: elivepatch-server cve scan --version "
+            f"{match[0]}",
         )
     return parse_version(match[0])

@@ -88,6 +88,9 @@ class Distribution:
     id: str
     version: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.id}:{self.version}" if self.version else self.id
+
     def fit(self, kernel: KernelIdentity) -> Fit:
         """Whether a kernel is of it."""
         if kernel.distribution is None:

@@ -27,11 +27,13 @@ _BOTH = (
     "STATIC_CALL",
 )
 _ONLY = {"kpatch": ("IGNORE_SECTION", "IGNORE_FUNCTION", "FORCE_UNSAFE", "PRINTK", "PRINTK_DEFERRED"), "klp": ()}
+#: Shadow variables of kpatch's core module (kmod/core/shadow.c), from before the kernel had them.
+_SHADOW = re.compile(rb"\bkpatch_shadow_(alloc|free|get)\b")
 _TOOLS = {"kpatch": "kpatch's tools", "klp": "the kernel's own tools"}
 
 
 def foreign_macros(changes: Sequence[SourceChange], engine: str) -> list[Diagnosis]:
-    """A finding for each macro, and each header of macros, that a change brings in for another engine than this one.
+    """A finding for each macro, header of macros and shadow function that a change brings in for other tools.
 
     What the change defines itself is its own affair.
     """
@@ -48,22 +50,79 @@ def foreign_macros(changes: Sequence[SourceChange], engine: str) -> list[Diagnos
             if len(uses) > len(pattern.findall(before)) and not any(defined.search(each) for _, each in texts):
                 line = text.count(b"\n", 0, uses[0].start()) + 1
                 found.append(_finding(change.path, line, name, hint, (other, engine)))
+        if (shadow := _SHADOW.search(text)) and not _SHADOW.search(before):
+            found.append(_shadow(change.path, text.count(b"\n", 0, shadow.start()) + 1, shadow[1].decode()))
     return found
+
+
+def macros_without_header(changes: Sequence[SourceChange], engine: str) -> list[Diagnosis]:
+    """A finding for each file that uses a macro of this engine and includes none of the headers that define it.
+
+    A header that the change itself touches may include one of them for others: then nothing is said.
+    """
+    if engine not in _TOOLS:
+        return []
+    texts = [(change, without_comments(change.patched)) for change in changes if change.patched is not None]
+    names = b"|".join(f"{_PREFIXES[engine]}{name}".encode() for name in (*_BOTH, *_ONLY[engine]))
+    use = re.compile(rb"\b(%s)\b" % names)
+    if any(_includes(text, engine) for change, text in texts if change.path.endswith(".h")):
+        return []
+    found: list[Diagnosis] = []
+    for change, text in texts:
+        match = use.search(text)
+        if match is None or _includes(text, engine) or use.search(without_comments(change.original or b"")):
+            continue
+        defined = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+%s\b" % match[1], re.MULTILINE)
+        if not any(defined.search(each) for _, each in texts):
+            line = text.count(b"\n", 0, match.start()) + 1
+            found.append(_unincluded(change.path, line, match[1].decode(), engine))
+    return found
+
+
+def _includes(text: bytes, engine: str) -> bool:
+    return any(_inclusion(name).search(text) for name in _HEADERS[engine])
+
+
+def _inclusion(name: str) -> re.Pattern[bytes]:
+    """A line that includes a header, in whatever way."""
+    spelled = re.escape(name.strip('<>"').encode())
+    return re.compile(rb"^[ \t]*#[ \t]*include[ \t]*[<\"](?:[^>\"\n]*/)?%s[>\"]" % spelled, re.MULTILINE)
+
+
+def _unincluded(path: str, line: int, name: str, engine: str) -> Diagnosis:
+    header = _HEADERS[engine][0]
+    return Diagnosis(
+        rule="macro-header",
+        message=f"{name} is used, and {header}, which defines it, is not included.",
+        file=path,
+        line=line,
+        hint=f"Add to the includes of the file: #include {header}",
+        doc=f"{DOC}#macro-header",
+    )
 
 
 def _foreign(other: str, engine: str) -> Iterator[tuple[re.Pattern[bytes], str, str]]:
     """What to look for: a pattern, its name for people, and what to do instead."""
     header = _HEADERS[engine][0]
     for name in _HEADERS[other]:
-        spelled = re.escape(name.strip('<>"').encode())
-        pattern = re.compile(rb"^[ \t]*#[ \t]*include[ \t]*[<\"](?:[^>\"\n]*/)?%s[>\"]" % spelled, re.MULTILINE)
-        yield pattern, name, f"Include {header} instead, and use its macros."
+        yield _inclusion(name), name, f"Include {header} instead, and use its macros."
     for name in (*_BOTH, *_ONLY[other]):
         whole = f"{_PREFIXES[other]}{name}"
         hint = f"Use {_PREFIXES[engine]}{name} of {header} instead."
         if name in _ONLY[other]:
             hint = f"Leave it out: {_TOOLS[engine]} have nothing that does the same."
         yield re.compile(rb"\b%s\b" % whole.encode()), whole, hint
+
+
+def _shadow(path: str, line: int, name: str) -> Diagnosis:
+    return Diagnosis(
+        rule="foreign-macro",
+        message=f"kpatch_shadow_{name}() is of kpatch's core module, which no livepatch has to have any more.",
+        file=path,
+        line=line,
+        hint=f"Use klp_shadow_{name}() of <linux/livepatch.h>.",
+        doc=f"{DOC}#foreign-macro",
+    )
 
 
 def _finding(path: str, line: int, name: str, hint: str, engines: tuple[str, str]) -> Diagnosis:

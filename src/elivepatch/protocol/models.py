@@ -163,6 +163,10 @@ class Verification(Answer):
     check_reverted: bool | None = None
     unloaded: bool | None = None
     accelerator: str | None = None
+    not_run: tuple[str, ...] = Field(
+        default=(),
+        description="modules for which the guest has no device: the livepatch was applied as they came, none of it ran",
+    )
     log: str | None = None
 
 

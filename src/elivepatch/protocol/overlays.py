@@ -15,11 +15,11 @@ class AheadBuild(Answer):
     kernel: str
     build_id: str = Field(description="of the kernel")
     overlays: tuple[str, ...] = Field(description="whose entries it has, in this order")
-    entries: tuple[str, ...] = Field(description="the ids of the entries, in their order")
-    left_out: tuple[str, ...] = Field(default=(), description="entries that it has not, with the reason of each")
+    entries: tuple[str, ...] = Field(description="its entries in their order, as OVERLAY/ID")
+    left_out: tuple[str, ...] = Field(default=(), description="entries that it has not: OVERLAY/ID, and the reason")
     build: str | None = Field(default=None, description="id of the build; absent until it is asked for")
     status: BuildStatus | None = Field(default=None, description="state of the build")
-    problem: str | None = Field(default=None, description="why it cannot be built")
+    problem: str | None = Field(default=None, description="why it cannot be built, or why its build ended badly")
 
 
 class WatchedOverlay(Answer):

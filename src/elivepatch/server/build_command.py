@@ -96,7 +96,7 @@ def build(
             request=make_request(kernel, verify=not no_verify, proof=proof, engine=engine, host=_host(host_facts)),
             patches=read_patches(patches),
             base_patches=read_base_patches(base_patches),
-            config=_configuration(config),
+            config=read_configuration(config),
             check=_one(check, limits.CHECK_BYTES, "check script"),
             image=_image(vmlinux, symvers),
         )
@@ -183,7 +183,8 @@ def _place(error: ValidationError) -> str:
     return f"{place}: " if place else ""
 
 
-def _configuration(path: Path | None) -> bytes | None:
+def read_configuration(path: Path | None) -> bytes | None:
+    """A configuration that a user named, plain or gzip. Raises InvalidInputError, InputTooLargeError."""
     data = _one(path, limits.CONFIG_BYTES, "configuration")
     if data is None or not data.startswith(b"\x1f\x8b"):
         return data
@@ -267,6 +268,8 @@ def show(report: Report) -> None:
         verification = report.verification
         if verification.reverted:
             _say(f"tried    loaded in {verification.transition_ms} ms, reverted and unloaded in a VM")
+        if verification.not_run:
+            _say(f"not run  {', '.join(verification.not_run)}: no device for it in the VM")
     if report.module is not None:
         _say(f"module   {report.module.path or report.module.name} ({report.module.size} bytes)")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ _COMMANDS = {
     "cve": ("elivepatch.server.cve_commands", "cve"),
     "gc": ("elivepatch.server.admin_commands", "gc"),
     "kernel": ("elivepatch.server.admin_commands", "kernel"),
+    "overlay": ("elivepatch.server.overlay_commands", "overlay"),
     "proof": ("elivepatch.server.proof_command", "proof"),
     "root": ("elivepatch.server.admin_commands", "root"),
     "serve": ("elivepatch.server.serve_command", "serve"),
@@ -124,5 +126,8 @@ def main() -> None:
             click.echo(f"  {place + ': ' if place else ''}{finding.message}", err=True)
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
+        if "--json" in sys.argv[1:]:  # whoever reads JSON gets some, however it ends
+            told = {"code": error.code, "message": error.message, "hint": error.hint}
+            click.echo(json.dumps({"status": "error", "exit_status": error.exit_status, "error": told}))
         sys.exit(error.exit_status)
     sys.exit(status if isinstance(status, int) else 0)

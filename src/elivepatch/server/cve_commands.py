@@ -24,18 +24,27 @@ from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import scan
 from elivepatch.cves.versions import version_of
 from elivepatch.errors import InvalidInputError, UnavailableError
-from elivepatch.job import Job, read_inputs
+from elivepatch.job import Job, read_base_patches, read_inputs, wanted_kernel
 from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
-from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveWish
-from elivepatch.protocol.models import BuildRequest
-from elivepatch.selection import WantedKernel, hold_kernel
+from elivepatch.protocol.cves import CVE_ID, CveEntry, CvePlan, CveScan, CveWish
+from elivepatch.selection import hold_kernel
 from elivepatch.server import settings as server_settings
-from elivepatch.server.build_command import make_request
+from elivepatch.server.build_command import make_request, read_configuration
 from elivepatch.server.cve_sync import sync as cve_sync
 from elivepatch.server.settings import Settings
 
 _FEED = click.option("--feed", metavar="FEED", help="Directory, archive or git address of the CVE data.")
+_PATH = click.Path(path_type=Path)
+_CONFIG = click.option("--config", "-k", type=_PATH, metavar="FILE", help="Configuration it was built with.")
+_BASE_PATCH = click.option(
+    "--base-patch",
+    "base_patches",
+    multiple=True,
+    type=_PATH,
+    metavar="FILE|DIR",
+    help="Patch, or directory of patches, that the kernel was built with; several apply in order.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 
 #: proc(5): name, size, users, who they are, state, address, and taint in brackets.
@@ -68,10 +77,20 @@ def sync(feed: str | None, as_json: bool) -> None:
 @cve.command("scan")
 @click.option("--version", "version", metavar="X.Y.Z", help="Upstream version to look up; nothing is prepared.")
 @click.option("--kernel", metavar="KERNEL", help="Kernel to look up: release or source, as for 'build'.")
+@_CONFIG
+@_BASE_PATCH
 @click.option("--loaded", metavar="FILE", type=click.Path(path_type=Path), help="What /proc/modules says on the host.")
 @_FEED
 @_JSON
-def scan_command(version: str | None, kernel: str | None, loaded: Path | None, feed: str | None, as_json: bool) -> None:
+def scan_command(
+    version: str | None,
+    kernel: str | None,
+    config: Path | None,
+    base_patches: tuple[Path, ...],
+    loaded: Path | None,
+    feed: str | None,
+    as_json: bool,
+) -> None:
     """Say which CVEs a kernel has.
 
     By its version alone (--version), or by what it is made of too (--kernel): which of them the distributor has fixed,
@@ -79,19 +98,25 @@ def scan_command(version: str | None, kernel: str | None, loaded: Path | None, f
     """
     if (version is None) == (kernel is None):
         raise InvalidInputError("Name either a version or a kernel.", hint="--version 6.1.170, or --kernel RELEASE.")
-    if loaded is not None and kernel is None:
-        raise InvalidInputError("--loaded goes with --kernel.", hint="A version alone says nothing about modules.")
+    alone = [flag for flag, given in (("--loaded", loaded), ("-k", config), ("--base-patch", base_patches)) if given]
+    if alone and kernel is None:
+        raise InvalidInputError(
+            f"{' and '.join(alone)} goes with --kernel.", hint="Of a version alone only its number is looked at."
+        )
     settings, progress = server_settings.load(), _progress()
     with _index(settings, feed, progress) as index:
         if version is not None:
             found = scan(index, version_of(version))
         else:
-            found = _scan_kernel(str(kernel), loaded, index, settings, progress)
+            job = _job(str(kernel), config, base_patches, CveWish())
+            found = _scan_kernel(job, loaded, index, settings, progress)
     click.echo(found.dump_json()) if as_json else show_scan(found)
 
 
 @cve.command("plan")
 @click.option("--kernel", metavar="KERNEL", required=True, help="Kernel: release or source, as for 'build'.")
+@_CONFIG
+@_BASE_PATCH
 @click.option("--loaded", metavar="FILE", type=click.Path(path_type=Path), help="What /proc/modules says on the host.")
 @click.option("--only", metavar="CVE", multiple=True, help="Try the fix of this CVE; may be given several times.")
 @click.option("--min-score", type=click.FloatRange(0, 10), metavar="SCORE", help="Leave out what is scored lower.")
@@ -100,6 +125,8 @@ def scan_command(version: str | None, kernel: str | None, loaded: Path | None, f
 @_JSON
 def plan_command(
     kernel: str,
+    config: Path | None,
+    base_patches: tuple[Path, ...],
     loaded: Path | None,
     only: tuple[str, ...],
     min_score: float | None,
@@ -115,17 +142,17 @@ def plan_command(
     if output is not None and output.exists() and not output.is_dir():
         raise InvalidInputError(f"{output} is not a directory.", hint="Name one for the patches; it is made.")
     settings, progress = server_settings.load(), _progress()
-    wish = _wish(only=only, min_score=min_score, loaded=_module_names(loaded))
+    wish = _wish(only=tuple(map(_name, only)), min_score=min_score, loaded=_module_names(loaded))
+    job = _job(kernel, config, base_patches, wish)
     source = open_fixes(settings.stable_git, settings.stable_http, settings.cache)
     with _index(settings, feed, progress) as index, tempfile.TemporaryDirectory(prefix="elivepatch-plan.") as scratch:
         place = Path(scratch)
         place.chmod(0o755)
         source.update(progress)
-        job = Job(_request(kernel, wish), ())
         found = Planner(index, source, settings.workshop).plan(job, place, progress)
         if output is not None:
             _write_series(found, output)
-    click.echo(found.dump_json()) if as_json else show_plan(found, only)
+    click.echo(found.dump_json()) if as_json else show_plan(found, wish.only)
     states = {entry.trial.state for entry in found.scan.cves if entry.trial is not None}
     if states == {"unavailable"}:
         raise UnavailableError(
@@ -150,14 +177,24 @@ def _wish(**given: object) -> CveWish:
         return CveWish.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InvalidInputError(
-            f"{first['input']!r}: {first['msg']}.", hint="A CVE is named like CVE-2026-46300."
-        ) from error
+        raise InvalidInputError(f"{first['input']!r}: {first['msg']}.") from error
 
 
-def _request(kernel: str, wish: CveWish) -> BuildRequest:
-    request = make_request(kernel, verify=True)
-    return request.model_copy(update={"cves": wish})
+def _name(text: str) -> str:
+    name = text.upper()
+    if not CVE_ID.fullmatch(name):
+        raise InvalidInputError(f"'{text[:40]}' is not the name of a vulnerability.", hint="Like CVE-2026-46300.")
+    return name
+
+
+def _job(kernel: str, config: Path | None, base_patches: Sequence[Path], wish: CveWish) -> Job:
+    """What asks about a kernel: its name, and what it was built with. Raises InvalidInputError."""
+    return Job(
+        request=make_request(kernel, verify=True).model_copy(update={"cves": wish}),
+        patches=(),
+        base_patches=read_base_patches(base_patches),
+        config=read_configuration(config),
+    )
 
 
 def _module_names(path: Path | None) -> tuple[str, ...] | None:
@@ -175,10 +212,10 @@ def _module_names(path: Path | None) -> tuple[str, ...] | None:
     return tuple(line.split()[0] for line in lines)
 
 
-def _scan_kernel(kernel: str, loaded: Path | None, index: Index, settings: Settings, progress: Progress) -> CveScan:
+def _scan_kernel(job: Job, loaded: Path | None, index: Index, settings: Settings, progress: Progress) -> CveScan:
     workshop = settings.workshop
     names = _module_names(loaded)
-    wanted = WantedKernel(kernel)
+    wanted = wanted_kernel(job)
     with hold_kernel(wanted, workshop, progress) as (held, _):
         vendor = vendor_fixes(held, wanted, workshop, progress)
         return scan(index, upstream_version(held), vendor=vendor, contents=Contents(held), loaded=names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -17,22 +16,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elivepatch.errors import BusyError, ElivepatchError, InputTooLargeError, InvalidSettingError
+from elivepatch.errors import BusyError, ElivepatchError, InputTooLargeError
 from elivepatch.job import InputFile, Job
 from elivepatch.overlay.commits import CommitPatches
 from elivepatch.overlay.contents import joined_check, patch_of, script_of
 from elivepatch.overlay.findings import Findings
 from elivepatch.overlay.kernels import KernelIdentity, parse_version
-from elivepatch.overlay.mirror import Mirror
+from elivepatch.overlay.mirror import Mirror, RewindError
 from elivepatch.overlay.model import Entry, Overlay
 from elivepatch.overlay.repository import OverlayFiles
 from elivepatch.overlay.selection import select
 from elivepatch.overlay.settings import OverlaySettings
-from elivepatch.overlay.signatures import PinnedKeys
 from elivepatch.protocol import limits
-from elivepatch.protocol.models import BuildRequest
+from elivepatch.protocol.models import BuildRequest, BuildStatus
 from elivepatch.protocol.overlays import AheadBuild, WatchedOverlay, WatchedOverlays
 from elivepatch.server.database import BuildRow, Database
+from elivepatch.server.overlay_mirrors import mirror_of, write
 from elivepatch.server.settings import Settings
 from elivepatch.workshop import Workshop
 
@@ -134,7 +133,7 @@ class OverlayWatch:
     def state(self) -> WatchedOverlays:
         """What is watched, and what was built."""
         with self._lock:
-            builds = list(self._builds.values())
+            builds = [build for build in self._builds.values() if build.entries or build.left_out]
         return WatchedOverlays(
             overlays=tuple(
                 WatchedOverlay(
@@ -154,7 +153,10 @@ class OverlayWatch:
 
     def _with_status(self, build: AheadBuild) -> AheadBuild:
         row = self.database.get(build.build) if build.build is not None else None
-        return build.model_copy(update={"status": row.state}) if row is not None else build
+        if row is None:
+            return build
+        said = row.report.get("message") if row.report is not None and row.state is not BuildStatus.DONE else None
+        return build.model_copy(update={"status": row.state, "problem": said or build.problem})
 
     # -- the thread
 
@@ -175,17 +177,17 @@ class OverlayWatch:
             try:
                 self._sync_one(name, watched)
             except ElivepatchError as error:
-                watched.problem = f"The overlay {name} is not up to date: {error.message}"
+                watched.problem = f"The overlay {name} is not up to date: {error.message}{_way_out(name, error)}"
                 _log.warning("%s", watched.problem)
                 if watched.opened is None:
                     self._open_kept(name, watched)
 
     def _sync_one(self, name: str, watched: _Watched) -> None:
-        mirror = self._mirror(name, watched.settings)
+        mirror = mirror_of(self.settings, name)
         if not mirror.keys and watched.synced is None:
             _log.warning("The overlay %s is taken unsigned: whoever can change it says what is built here.", name)
         findings = Findings()
-        synced = mirror.sync(name, _write, findings)
+        synced = mirror.sync(name, write, findings)
         for found in findings.found:
             _log.warning("Overlay %s: %s, line %s: %s", name, found.file, found.line, found.message)
         if synced.changed:
@@ -196,7 +198,7 @@ class OverlayWatch:
     def _open_kept(self, name: str, watched: _Watched) -> None:
         """What was found good before this server started, if anything was."""
         try:
-            self._take(name, watched, self._mirror(name, watched.settings))
+            self._take(name, watched, mirror_of(self.settings, name))
         except ElivepatchError as error:
             _log.info("There is no earlier state of the overlay %s: %s", name, error.message)
         else:
@@ -207,16 +209,6 @@ class OverlayWatch:
         if (state := mirror.state()) is not None:
             watched.opened = _Open(name, state.commit, overlay, files)
             watched.signer, watched.synced = state.signer, state.synced
-
-    def _mirror(self, name: str, one: OverlaySettings) -> Mirror:
-        for path in (one.keys, one.allowed_signers):
-            if path is not None and not path.is_file():
-                raise InvalidSettingError(
-                    f"The keys {path} of the overlay {name} are not there.", hint="Put them there, or name others."
-                )
-        directory = self.settings.data / "overlays" / name
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Mirror(directory, one.url, one.branch, PinnedKeys(one.keys, one.allowed_signers))
 
     # -- building ahead
 
@@ -243,7 +235,7 @@ class OverlayWatch:
             kernel=kernel.identity.release,
             build_id=kernel.build_id,
             overlays=tuple(one.name for one in overlays),
-            entries=tuple(entry.id for _, entry in chosen),
+            entries=tuple(f"{one.name}/{entry.id}" for one, entry in chosen),
             left_out=left,
         )
         row: BuildRow | None = None
@@ -294,18 +286,18 @@ class OverlayWatch:
             self._stop.wait(_POLL_SECONDS)
 
 
+def _way_out(name: str, error: ElivepatchError) -> str:
+    """What whoever runs this server can do: that of a rewind is said for hosts."""
+    if isinstance(error, RewindError):
+        return f" If that was on purpose: elivepatch-server overlay sync --allow-rewind {name}"
+    return f" {error.hint}" if error.hint else ""
+
+
 def _selected(kernel: KernelIdentity, overlays: Sequence[_Open]) -> tuple[list[tuple[_Open, Entry]], tuple[str, ...]]:
     chosen: list[tuple[_Open, Entry]] = []
     left: list[str] = []
     for one in overlays:
         selection = select(one.overlay, kernel)
         chosen += [(one, entry) for entry in selection.chosen]
-        left += [f"{one.entry.id}: {one.reason}" for one in (*selection.blocked, *selection.undecided)]
+        left += [f"{one.name}/{each.entry.id}: {each.reason}" for each in (*selection.blocked, *selection.undecided)]
     return chosen, tuple(left)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write aside and rename: there is the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    aside.write_bytes(data)
-    aside.replace(path)

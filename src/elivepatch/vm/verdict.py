@@ -30,6 +30,9 @@ _TROUBLE = re.compile(
     r"|\blivepatch: (?!module verification).*\bfailed\b|\bUBSAN: |\bINFO: possible |\bsuspicious RCU usage\b",
 )
 
+#: ENODEV and ENXIO, as a module's init returns them where the machine has nothing that the module is for.
+_NO_DEVICE = "No such device"
+
 #: What a kernel says too when its machine does not let it run; and what follows such a message.
 _STARVED = re.compile(
     r"\brcu: INFO: |\bstall\b|\bsoft lockup\b|\bworkqueue lockup\b|\bblocked for more than\b|Call Trace:"
@@ -121,6 +124,7 @@ def judge(expected: Expectation, ended: Ended) -> Verdict:
         *_load(expected, marks),
         *_checks(expected, ended, marks),
         *_removal(marks),
+        *_comings(expected, ended, marks),
         *_kernel_log(ended),
         *_taint(marks),
         *_end(ended, marks),
@@ -151,7 +155,17 @@ def _verification(expected: Expectation, ended: Ended, marks: _Marks) -> Verific
         check_reverted=succeeded("check", "reverted"),
         unloaded=succeeded("unload", "first"),
         accelerator=ended.accelerator,
+        not_run=_deviceless(expected, marks),
         log=_relevant(ended.console)[-LOG_KEPT:] or None,
+    )
+
+
+def _deviceless(expected: Expectation, marks: _Marks) -> tuple[str, ...]:
+    """The klp objects whose module has come, found nothing in the guest that it is for, and went again."""
+    return tuple(
+        name
+        for name, status, *message in marks.find("module")
+        if status != "0" and name in expected.objects and _NO_DEVICE in " ".join(message)
     )
 
 
@@ -192,8 +206,9 @@ def _boot(expected: Expectation, ended: Ended, marks: _Marks) -> Iterator[Diagno
         )
     elif booted is not None and booted != (expected.release,):
         yield _failed("boot-failed", f"The guest runs {' '.join(booted)} instead of {expected.release}.")
+    excused = _deviceless(expected, marks)
     for name, status, *message in marks.find("module"):
-        if status != "0":
+        if status != "0" and name not in excused:
             yield _failed(
                 "boot-failed",
                 f"The kernel's own module {name} could not be loaded in the guest: {' '.join(message)}",
@@ -229,7 +244,10 @@ def _applied(expected: Expectation, marks: _Marks, turn: str) -> Iterator[Diagno
     if marks.first("enabled", turn) != ("1",):
         yield _failed("load-failed", f"The livepatch '{expected.name}' is not enabled after its transition.")
     late = " when it was loaded after the livepatch" if turn == "second" else ""
+    excused = _deviceless(expected, marks)
     for object_name in expected.objects:
+        if object_name in excused:  # see `_comings`
+            continue
         # kernels before 6.1 have no attribute "patched"; there the entry must do
         if marks.first("object", turn, object_name) not in {("1",), ("unknown",)}:
             yield _failed("load-failed", f"The livepatch did not apply to {object_name}{late}.", where=object_name)
@@ -293,6 +311,26 @@ def _removal(marks: _Marks) -> Iterator[Diagnosis]:
             yield _failed(
                 "load-failed",
                 f"With the livepatch loaded, the module {name} cannot be loaded: {' '.join(message)}",
+                where=name,
+                hint="The livepatch cannot be applied to the module when it comes; the log of the guest says why.",
+            )
+
+
+def _comings(expected: Expectation, ended: Ended, marks: _Marks) -> Iterator[Diagnosis]:
+    """A module without a device is there until its init has failed: long enough for the livepatch to be applied to it.
+
+    The kernel does that before init runs, and says so (klp_module_coming in kernel/livepatch/core.c).
+    """
+    for name in _deviceless(expected, marks):
+        late = marks.first("module-late", name)
+        if late is None:
+            continue  # it ended before
+        applied = f"livepatch: applying patch '{expected.name}' to loading module '{name}'"
+        told = " ".join(late[1:])
+        if applied not in ended.console or (late[:1] != ("0",) and _NO_DEVICE not in told):
+            yield _failed(
+                "load-failed",
+                f"The livepatch was not applied to {name} as it was loaded: {told}",
                 where=name,
                 hint="The livepatch cannot be applied to the module when it comes; the log of the guest says why.",
             )
