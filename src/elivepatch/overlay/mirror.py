@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -21,7 +20,6 @@ from elivepatch.errors import (
     DownloadFailedError,
     InputTooLargeError,
     InvalidInputError,
-    InvalidSettingError,
     NotFoundError,
     SourceRejectedError,
 )
@@ -30,12 +28,10 @@ from elivepatch.overlay.findings import Findings
 from elivepatch.overlay.lint import usable_overlay
 from elivepatch.overlay.model import Overlay
 from elivepatch.overlay.repository import GitFiles
+from elivepatch.overlay.settings import check_place
 from elivepatch.overlay.signatures import PinnedKeys, SignatureRejectedError, require_signed
 from elivepatch.process import Completed, Guard, ProgramError
 
-#: An overlay may be local too: where it lies belongs to whoever configures the host.
-URL = re.compile(r"(https|ssh|git|file)://[A-Za-z0-9/][A-Za-z0-9._~:/@%+-]{0,500}", re.ASCII)
-_BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}", re.ASCII)
 _FETCH_BYTES = 512 * 1024**2
 _FETCH_SECONDS = 900.0
 _FETCH_MEMORY = 2 * 1024**3
@@ -44,23 +40,6 @@ _KEPT = "refs/elivepatch/kept"
 #: What a repository sends is checked as it arrives: no broken trees, no '.git' or '..' in them.
 _FETCH_SETTINGS = {"fetch.fsckObjects": "true", "transfer.fsckObjects": "true", "fetch.unpackLimit": "1"}
 _PACKS = 30
-
-
-def check_place(url: str, ref: str) -> None:
-    """Raise InvalidSettingError for what cannot be where an overlay is, or holds a password, which would be told."""
-    user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
-    if at and (":" in user or not url.startswith("ssh:")):
-        raise InvalidSettingError(
-            f"'{re.sub('://[^/]*@', '://…@', url[:200])}' holds a name or a password, which would be told to others.",
-            hint="Leave it out, and give git a credential helper (/etc/gitconfig), or take ssh:// with a key.",
-        )
-    if not URL.fullmatch(url):
-        raise InvalidSettingError(
-            f"'{url[:200]}' is no address of an overlay.", hint="https://, ssh://, git:// or file:///"
-        )
-    parts = ref.split("/")
-    if not _BRANCH.fullmatch(ref) or ".." in ref or any(not part or part.startswith(".") for part in parts):
-        raise InvalidSettingError(f"'{ref[:200]}' is no branch.", hint="For instance main, or refs/tags/v1.")
 
 
 class RewindError(SourceRejectedError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,14 +22,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from elivepatch.cves.index import Index
 from elivepatch.errors import InvalidInputError, InvalidSettingError
-from elivepatch.overlay.mirror import check_place
-from elivepatch.overlay.settings import OverlayName, OverlaySettings
+from elivepatch.overlay.settings import OverlayName, OverlaySettings, check_place
 from elivepatch.protocol.models import ProofLevel
 from elivepatch.sources.reference import KERNEL_ORG, parse_reference
 from elivepatch.toolchains.roots import COMMON_PACKAGES, RootSpec
 from elivepatch.workshop import CvePolicy, SourcePolicy, Workshop
+
+if TYPE_CHECKING:
+    from elivepatch.cves.index import Index
 
 SETTINGS_FILE = Path("/etc/elivepatch/server.toml")
 PREFIX = "ELIVEPATCH_"
@@ -183,6 +184,8 @@ class Settings(BaseSettings):
     @property
     def cve_index(self) -> Index:
         """The index of the CVE data."""
+        from elivepatch.cves.index import Index  # with HTTP and all, which most commands do not need
+
         return Index(self.data / "cves/index.sqlite")
 
     @property
