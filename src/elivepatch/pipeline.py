@@ -250,9 +250,8 @@ def _build(
         state.notes += [*applied.findings, *examination.findings, *affected.notes]
     progress.step(f"compiling {', '.join(affected.paths[:5])}{', …' if len(affected.paths) > 5 else ''}")
     with progress.timed("compile"):
-        compiled, findings = Compiler(kernel, work / "compile", workshop.parallel, engine.headers).compile(
-            affected.paths, affected.files, affected.plain
-        )
+        compiler = Compiler(kernel, work / "compile", workshop.parallel, engine.headers, affected.spelled)
+        compiled, findings = compiler.compile(affected.paths, affected.files, affected.plain)
         state.notes += [said for said in findings if said.severity != "error"]
         compiled = [part for each in compiled for part in lookup.in_parents(kernel, each)]
     state.cache = CacheReport(kernel=was_there, original_objects=sum(each.cached for each in compiled))

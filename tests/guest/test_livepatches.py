@@ -130,6 +130,25 @@ def test_a_module_without_a_device_in_the_guest_is_patched_as_it_comes(
     assert (note.severity, "intel_uncore" in note.message) == ("warning", True)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_file_that_the_makefile_of_another_directory_compiles(
+    workshop: Workshop, kernel_of: Callable[[str], PreparedKernel], tmp_path: Path, engine: str
+) -> None:
+    kernel = kernel_of(engine)
+    patch, output = tmp_path / "kvm.patch", tmp_path / "out.ko"
+    replacement = ("created_vcpus >= kvm->max_vcpus", "created_vcpus + 1 > kvm->max_vcpus")
+    patch.write_bytes(change(kernel.source, "virt/kvm/kvm_main.c", replacement))
+    words: list[str | Path] = ["--kernel", kernel.release, "--patch", patch, "-o", output, "--json"]
+    status, report = run_build(workshop, *words)
+    assert status == report.exit_status == 0, report.message
+    assert {each.object for each in report.changed} == {"kvm"}
+    assert report.proof is not None
+    assert report.proof.level == "exact"
+    seen = report.verification
+    assert seen is not None
+    assert (seen.loaded, seen.reverted, seen.unloaded, seen.not_run) == (True, True, True, ())
+
+
 def test_a_check_that_does_not_see_the_change_fails_the_build(
     workshop: Workshop, kernel: PreparedKernel, tmp_path: Path
 ) -> None:

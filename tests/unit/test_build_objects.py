@@ -167,9 +167,14 @@ def header_kernel(kernel: PreparedKernel, monkeypatch: pytest.MonkeyPatch) -> Pr
         (kernel.source / name).write_text('#include "../include/linux/fs.h"\n#include "../../include/linux/fs.h"\n')
 
     def compare(
-        kernel: PreparedKernel, files: Sequence[str], patched: Mapping[str, bytes], work: Path, parallel: int
+        kernel: PreparedKernel,
+        files: Sequence[str],
+        patched: Mapping[str, bytes],
+        work: Path,
+        parallel: int,
+        spelled: Mapping[str, str],
     ) -> Iterator[Preprocessed]:
-        del kernel, work, parallel
+        del kernel, work, parallel, spelled
         assert patched["include/linux/fs.h"]
         for file in files:
             yield Preprocessed(file, "xfs" if "xfs" in file else "vmlinux", changed=file != "lib/one.c")

@@ -37,7 +37,7 @@ from elivepatch.errors import (
     ToolCrashedError,
 )
 from elivepatch.kernel.elf import ElfImage
-from elivepatch.process import ProgramError
+from elivepatch.process import Completed, ProgramError
 from elivepatch.toolchains.sandbox import Sandbox, give_to_sandbox, sandbox_owner
 
 #: How the compiler and the linker say that they got no more memory.
@@ -91,14 +91,25 @@ class NewObject:
 
 
 class Compiler:
-    """Compiles for one kernel in one working directory; ``headers`` is a directory of headers for patches."""
+    """Compiles for one kernel in one working directory; ``headers`` is a directory of headers for patches.
 
-    def __init__(self, kernel: PreparedKernel, work: Path, parallel: int, headers: Path | None = None) -> None:
+    ``spelled`` are the names of objects that lie elsewhere than their makefile (see `elsewhere`).
+    """
+
+    def __init__(
+        self,
+        kernel: PreparedKernel,
+        work: Path,
+        parallel: int,
+        headers: Path | None = None,
+        spelled: Mapping[str, str] | None = None,
+    ) -> None:
         self._kernel = kernel
         self._work = work
         self._parallel = max(1, parallel)
         self._cache = kernel.path / "objects"
         self._parents: dict[str, str] = {}
+        self._spelled = spelled or {}
         self._headers: dict[Path, Path] = {_HEADERS: headers} if headers is not None else {}
 
     def compile(
@@ -163,7 +174,7 @@ class Compiler:
         work = self._work / "survey"
         found: dict[str, OriginalObject | str] = {}
         with self._kernel.sandbox(work) as sandbox:
-            done = self._kernel.kbuild.objects(sandbox, missing, parallel=self._parallel)
+            done = self._kernel.kbuild.objects(sandbox, missing, parallel=self._parallel, spelled=self._spelled)
         for path in objects:
             if path in missing:
                 built = work / "upper" / path
@@ -182,6 +193,10 @@ class Compiler:
         """The flags of a pair. The headers come behind all other directories, and both sides are compiled alike."""
         return f"{form.flags} -idirafter {_HEADERS}" if self._headers else form.flags
 
+    def _make(self, sandbox: Sandbox, objects: Sequence[str], flags: str) -> Completed:
+        kbuild = self._kernel.kbuild
+        return kbuild.objects(sandbox, objects, extra_flags=flags, parallel=self._parallel, spelled=self._spelled)
+
     @contextmanager
     def _sandbox(self, work: Path) -> Generator[Sandbox]:
         with self._kernel.sandbox(work) as sandbox:
@@ -194,7 +209,7 @@ class Compiler:
             work = self._work / f"{name}-{number}"
             place_files(work / "upper", files)
             with self._sandbox(work) as sandbox:
-                done = self._kernel.kbuild.objects(sandbox, batch, extra_flags=flags, parallel=self._parallel)
+                done = self._make(sandbox, batch, flags)
             built |= self._collect(work, batch)
             lacking = [path for path in batch if path not in built]
             if lacking:
@@ -245,7 +260,7 @@ class Compiler:
         place_files(work / "upper", {**files, **form.files})
         flags = self._flags(form)
         with limits_of_patch(), self._sandbox(work) as sandbox:
-            done = self._kernel.kbuild.objects(sandbox, objects, extra_flags=flags, parallel=self._parallel)
+            done = self._make(sandbox, objects, flags)
         built = self._collect(work, objects)
         for path, file in built.items():
             _check_object(path, file)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import dirname
 
-from elivepatch.build.contents import foreign_module
+from elivepatch.build.elsewhere import lie_elsewhere, spell, unspelled
 from elivepatch.build.includes import IncludeIndex, Tree
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.preprocess import compare
@@ -39,6 +39,7 @@ class Users:
     included: frozenset[str] = frozenset()
     notes: Sequence[Diagnosis] = ()
     refused: Sequence[Diagnosis] = field(default_factory=list[Diagnosis])
+    spelled: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,12 @@ class Fanout:
         included = frozenset(file for file in new if file in reached)
         if len(candidates) > CANDIDATES_LIMIT:
             return Users(reached=frozenset(reached), refused=[_too_many(headers, candidates, CANDIDATES_LIMIT)])
+        elsewhere = lie_elsewhere(self.kernel, {file: self.index.units[file] for file in (*candidates, *whole)})
+        spelled = spell(self.kernel, elsewhere, work.with_name(f"{work.name}-makefiles"))
         if not candidates:
-            return Users(objects, frozenset(reached), included)
-        more, refused = self._sieve(headers, candidates, work)
+            return Users(objects, frozenset(reached), included, spelled=spelled)
+        unknown = {file: module for file, module in elsewhere.items() if file.rpartition(".")[0] not in spelled}
+        more, refused = self._sieve(headers, candidates, unknown, spelled, work)
         if len(more) > OBJECTS_LIMIT:
             refused = [_too_many(headers, [f"{path.removesuffix('.o')}.c" for path in more], OBJECTS_LIMIT)]
         said = (
@@ -85,21 +89,26 @@ class Fanout:
             f"patch; {len(more)} objects can change with it."
         )
         notes = [finding("header-users", said, file=headers[0])]
-        return Users([*objects, *more], frozenset(reached), included, notes, refused)
+        return Users([*objects, *more], frozenset(reached), included, notes, refused, spelled)
 
     def _sieve(
-        self, headers: Sequence[str], candidates: Sequence[str], work: Path
+        self,
+        headers: Sequence[str],
+        candidates: Sequence[str],
+        unknown: Mapping[str, str],
+        spelled: Mapping[str, str],
+        work: Path,
     ) -> tuple[list[str], list[Diagnosis]]:
         objects: list[str] = []
         assembly: list[str] = []
         elsewhere: list[Diagnosis] = []
         done = 0
-        for each in compare(self.kernel, candidates, self.files, work, self.parallel):
+        for each in compare(self.kernel, candidates, self.files, work, self.parallel, spelled):
             done += 1
             if done % 20 == 0:
                 self.progress.step(f"{done} of {len(candidates)} users preprocessed, {len(objects)} change")
-            if each.changed and (module := foreign_module(self.kernel, each.file, self.index.units[each.file])):
-                elsewhere.append(foreign(each.file, module))
+            if each.changed and each.file in unknown:
+                elsewhere.append(unspelled(each.file, unknown[each.file]))
                 continue
             if not each.changed or not self._contains(each.file, each.parent):
                 continue
@@ -117,12 +126,6 @@ class Fanout:
         """Whether the kernel has the object there: the base name of a module's file may stand for several."""
         owners = self.index.units[file]
         return parent is None or any(each in owners for each in parent.split(":"))
-
-
-def foreign(file: str, module: str) -> Diagnosis:
-    """The refusal of a file that is compiled by the makefile of another directory."""
-    said = f"{file} is a part of the module {module}, compiled by a makefile of another directory: not offered yet."
-    return finding("foreign-makefile", said, file=file)
 
 
 def _names(headers: Sequence[str]) -> str:

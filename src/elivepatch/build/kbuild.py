@@ -45,8 +45,13 @@ class Kbuild:
         extra_flags: str = "",
         parallel: int = 1,
         directory: str = ".",
+        spelled: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Build objects, paths from the top of the tree; the exit status is make's."""
+        """Build objects, paths from the top of the tree; the exit status is make's.
+
+        ``spelled`` are the names that makefiles give to objects of other directories, by their paths, both without
+        suffix (see `elsewhere`).
+        """
         if not targets:  # make without a goal would build the whole kernel
             return Completed((), 0, "", "", 0.0)
         env = dict(self.environment)
@@ -56,7 +61,8 @@ class Kbuild:
         # arch/x86/pci and its like are entered twice, from arch/x86 and as drivers: two makes would write one object
         if any(target.startswith(tuple(env.get("ARCH_DRIVERS", "").split())) for target in targets):
             parallel = 1
-        goals = [f"{directory}/{target}" for target in targets] if directory == "." else list(targets)
+        names = [_spelled(target, spelled or {}) for target in targets]
+        goals = [f"{directory}/{name}" for name in names] if directory == "." else names
         argv = ["make", f"-j{parallel}", "--keep-going", "-f", "scripts/Makefile.build", f"obj={directory}"]
         argv += ["need-builtin=1", "need-modorder=1", *_OBJTOOL_PER_OBJECT, *goals]
         return sandbox.run(argv, cwd=TREE, env=env, check=False)
@@ -66,6 +72,11 @@ class Kbuild:
         env = {**self.environment, "KBUILD_MODULES": "1", **variables}
         env.pop("KBUILD_BUILTIN", None)  # else modfinal wants a vmlinux for BTF
         return sandbox.run(["make", "-f", makefile], cwd=TREE, env=env)
+
+
+def _spelled(target: str, spelled: Mapping[str, str]) -> str:
+    stem, dot, suffix = target.rpartition(".")
+    return f"{spelled.get(stem, stem)}{dot}{suffix}"
 
 
 def catch_environment(sandbox: Sandbox, release: str, variables: Mapping[str, str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from elivepatch.build.compiler import CompiledObject
-from elivepatch.build.contents import foreign_module, kernel_index, parents_of, source_tree
-from elivepatch.build.fanout import Fanout, foreign
+from elivepatch.build.contents import kernel_index, parents_of, source_tree
+from elivepatch.build.elsewhere import lie_elsewhere, spell, unspelled
+from elivepatch.build.fanout import Fanout
 from elivepatch.build.includes import IncludeIndex
 from elivepatch.build.lines import KeptLines, keep_lines
 from elivepatch.build.newfiles import NewFiles, join_new_files
@@ -61,13 +62,15 @@ def change_of(applied: Applied) -> Change:
 class Objects:
     """The objects to compile, paths from the top of the tree, and findings about files that need none.
 
-    ``files`` are the texts to compile them with, ``plain`` the same as the patch has them, for messages.
+    ``files`` are the texts to compile them with, ``plain`` the same as the patch has them, for messages. ``spelled``
+    are the names of objects that lie elsewhere than their makefile (see `elsewhere`).
     """
 
     paths: Sequence[str]
     notes: Sequence[Diagnosis] = ()
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     plain: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    spelled: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def affected_objects(
@@ -86,7 +89,7 @@ def affected_objects(
     many users, and for new or removed files that a livepatch cannot have.
     """
     search = _Search(kernel, change)
-    search.sources()
+    search.sources(work.with_name(f"{work.name}-makefiles-0"))
     search.build_files()
     search.headers(work, parallel, progress)
     return search.result(work, patch_headers)
@@ -102,28 +105,35 @@ class _Search:
         self._refused: list[Diagnosis] = []
         self._included: list[str] = []
         self._new: list[str] = []
+        self._spelled: dict[str, str] = {}
 
     @property
     def _index(self) -> IncludeIndex:
         return kernel_index(self._kernel)
 
-    def sources(self) -> None:
+    def sources(self, work: Path) -> None:
         """The C files: compiled themselves, new, gone, or only included by others."""
+        owners: dict[str, tuple[str, ...]] = {}
         for file, text in self._change.texts.items():
             suffix = PurePosixPath(file).suffix
             if suffix == ".c" and self._change.added(file):
                 self._new.append(file)
-            elif suffix == ".c" and parents_of(self._kernel, file):
+            elif suffix == ".c" and (parents := parents_of(self._kernel, file)):
                 if text is None:
                     self._refused.append(
                         finding("file-removed", f"The patch removes {file}, which this kernel contains.", file=file)
                     )
-                elif module := foreign_module(self._kernel, file, parents_of(self._kernel, file)):
-                    self._refused.append(foreign(file, module))
                 else:
-                    self._paths.append(f"{file.removesuffix('.c')}.o")
+                    owners[file] = parents
             elif suffix in _INCLUDED:
                 self._included.append(file)
+        elsewhere = lie_elsewhere(self._kernel, owners)
+        self._spelled |= spell(self._kernel, elsewhere, work)
+        for file in owners:
+            if file in elsewhere and file.removesuffix(".c") not in self._spelled:
+                self._refused.append(unspelled(file, elsewhere[file]))
+            else:
+                self._paths.append(f"{file.removesuffix('.c')}.o")
 
     def build_files(self) -> None:
         """Makefiles and Kconfig files: what of them does nothing, said openly."""
@@ -151,6 +161,7 @@ class _Search:
         fanout = Fanout(self._kernel, index, tree, self._files, parallel, progress)
         found = fanout.users(self._included, self._new, known=self._paths, work=work)
         self._paths += [path for path in found.objects if path not in self._paths]
+        self._spelled |= found.spelled
         self._notes += found.notes
         self._refused += found.refused
         self._new = [file for file in self._new if file not in found.included]
@@ -184,7 +195,8 @@ class _Search:
             )
         notes = [*self._notes, *(replace(said, severity="note") for said in self._outside)]
         notes += [_moved_lines(path) for path, kept in self._kept.items() if not kept.whole]
-        return Objects(self._paths, notes, {**self._files, **joined.files}, {**plain, **joined.plain})
+        files, plain = {**self._files, **joined.files}, {**plain, **joined.plain}
+        return Objects(self._paths, notes, files, plain, self._spelled)
 
     @cached_property
     def _kept(self) -> dict[str, KeptLines]:

@@ -18,6 +18,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from posixpath import normpath
 
 from elivepatch.build import unpack
 from elivepatch.build.kbuild import Kbuild, catch_environment
@@ -136,7 +137,15 @@ class PreparedKernel:
 
     def compile_units(self) -> frozenset[str]:
         """The source files that vmlinux was made from."""
-        return frozenset(json.loads((self.path / "image/units.json").read_text()))
+        return frozenset(map(normpath, self._units()))
+
+    def unit_spellings(self) -> dict[str, str]:
+        """Those of them that another directory's makefile compiles, each with the path that it gives the compiler."""
+        return {path: unit for unit in self._units() if ".." in unit and (path := normpath(unit)) != unit}
+
+    def _units(self) -> list[str]:
+        found: list[str] = json.loads((self.path / "image/units.json").read_text())
+        return found
 
     def module_path(self, name: str) -> Path:
         """The shipped file of a module, by its name with underscores."""

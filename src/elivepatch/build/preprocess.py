@@ -36,16 +36,24 @@ class Preprocessed:
 
 
 def compare(
-    kernel: PreparedKernel, files: Sequence[str], patched: Mapping[str, bytes], work: Path, parallel: int
+    kernel: PreparedKernel,
+    files: Sequence[str],
+    patched: Mapping[str, bytes],
+    work: Path,
+    parallel: int,
+    spelled: Mapping[str, str] | None = None,
 ) -> Generator[Preprocessed]:
-    """Preprocess source files with and without the patched ones in the tree; each comes as soon as it is known."""
+    """Preprocess source files with and without the patched ones in the tree; each comes as soon as it is known.
+
+    ``spelled`` are the names of those that lie elsewhere than their makefile (see `elsewhere`).
+    """
     work.mkdir()
     for at in range(0, len(files), _BATCH):
         batch = files[at : at + _BATCH]
         with ThreadPoolExecutor(2) as pool, _scratch(work) as before, _scratch(work) as after:
             share = max(1, parallel // 2)
-            one = pool.submit(_run, kernel, batch, {}, before, share)
-            other = pool.submit(_run, kernel, batch, patched, after, share)
+            one = pool.submit(_run, kernel, batch, {}, before, share, spelled)
+            other = pool.submit(_run, kernel, batch, patched, after, share, spelled)
             one.result()
             other.result()
             for file in batch:
@@ -83,10 +91,18 @@ def _text(work: Path, target: str) -> bytes | None:
     return data
 
 
-def _run(kernel: PreparedKernel, files: Sequence[str], placed: Mapping[str, bytes], work: Path, parallel: int) -> None:
+def _run(
+    kernel: PreparedKernel,
+    files: Sequence[str],
+    placed: Mapping[str, bytes],
+    work: Path,
+    parallel: int,
+    spelled: Mapping[str, str] | None,
+) -> None:
     place_files(work / "upper", placed)
     with limits_of_patch() if placed else nullcontext(), kernel.sandbox(work) as sandbox:
-        kernel.kbuild.objects(sandbox, [_target(file) for file in files], extra_flags="-P", parallel=parallel)
+        targets = [_target(file) for file in files]
+        kernel.kbuild.objects(sandbox, targets, extra_flags="-P", parallel=parallel, spelled=spelled)
 
 
 @contextmanager

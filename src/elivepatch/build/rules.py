@@ -78,7 +78,7 @@ KERNEL_RULES: dict[str, Rule] = {
         "Keep the file, and change its functions instead: code of the running kernel cannot be taken away.",
     ),
     "foreign-makefile": Rule(
-        "The file is compiled by the makefile of another directory",
+        "The file lies elsewhere than the makefile that may compile it, which does not name it",
         "Make the change in a file that lies below the directory of its module, if one will do.",
     ),
     "line-numbers": Rule(
