@@ -23,10 +23,11 @@ from posixpath import basename, dirname, normpath
 from pydantic import BaseModel, ValidationError
 
 #: Raised when what is written changes: an index of another format is made again.
-_FORMAT = 1
+_FORMAT = 2
 #: An include of a macro is kept as ``=NAME``; where nothing defines it to a file name, it may be any file.
 _MACRO = "="
-#: What ``#include TRACE_INCLUDE(TRACE_INCLUDE_FILE)`` reads (include/trace/define_trace.h) is named by this macro.
+#: ``#include TRACE_INCLUDE(TRACE_INCLUDE_FILE)`` of include/trace/define_trace.h and its like reads the header again
+#: that has included it and that this macro names: what that includes, its includer has included already.
 _TRACE = "TRACE_INCLUDE_FILE"
 _INCLUDE = re.compile(
     rb"""^[ \t]*\#(?:[ \t]|\\\n|/\*.*?\*/)*include(?:_next)?(?:[ \t]|\\\n|/\*.*?\*/)*
@@ -38,7 +39,7 @@ _NAMED = re.compile(
     rb"""^[ \t]*\#[ \t]*define[ \t]+(?P<name>\w+)[ \t]+(?P<spelled>"[^"\n]+"|<[^>\n]+>)[ \t]*$""",
     re.MULTILINE | re.VERBOSE,
 )
-_TRACE_FILE = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+TRACE_INCLUDE_FILE[ \t]+([\w-]+)", re.MULTILINE)
+_TRACE_FILE = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+TRACE_INCLUDE_FILE[ \t]+([\w/-]+)", re.MULTILINE)
 _FORCED = re.compile(r"-include\s+(\S+\.h)\b")
 _MAKEFILES = ("Makefile", "Kbuild")
 #: The top directories that hold nothing a kernel is compiled from.
@@ -138,7 +139,9 @@ class _Resolver:
     def resolve(self, includer: str, spelled: str) -> tuple[str, ...]:
         """The files; none where it is no file of the tree (a generated one, the compiler's own)."""
         if spelled.startswith(_MACRO):
-            name = _TRACE if _TRACE in spelled else spelled.removeprefix(_MACRO)
+            name = spelled.removeprefix(_MACRO)
+            if _TRACE in name:
+                return ()
             return tuple({f for where, value in self.macros.get(name, ()) for f in (self.resolve(where, value) or ())})
         name = spelled[1:-1]
         if spelled[0] == '"':
@@ -212,7 +215,8 @@ class IncludeIndex:
 
     @staticmethod
     def _opaque(path: str, scanned: Scanned, edges: Mapping[str, tuple[str, ...]]) -> bool:
-        return not edges.get(path) and any(spelled.startswith(_MACRO) for spelled in scanned.includes)
+        unknown = [spelled for spelled in scanned.includes if spelled.startswith(_MACRO) and _TRACE not in spelled]
+        return bool(unknown) and not edges.get(path)
 
     def patched(self, tree: Tree) -> IncludeIndex:
         """The index as the includes are with the changed texts of the tree in place, and files that come or go."""
@@ -232,7 +236,10 @@ class IncludeIndex:
 
 
 def _resolve_all(resolver: _Resolver, path: str, scanned: Scanned) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(file for spelled in scanned.includes for file in resolver.resolve(path, spelled)))
+    spelled = [*scanned.includes]
+    # a header that has another one read in its place: none does, but nothing keeps it from it
+    spelled += [value for name, value in scanned.macros if name == _TRACE and basename(value[1:-1]) != basename(path)]
+    return tuple(dict.fromkeys(file for each in spelled for file in resolver.resolve(path, each)))
 
 
 def make_index(tree: Tree, search: SearchPath, units: Mapping[str, Collection[str]]) -> IncludeIndex:
