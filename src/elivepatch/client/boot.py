@@ -17,7 +17,7 @@ from elivepatch.client.acceptance import AcceptedModule, accept_stored, check_ca
 from elivepatch.client.activation import Activation
 from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
-from elivepatch.client.journal import Entry, Journal
+from elivepatch.client.journal import Entry, Journal, Record
 from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
@@ -169,10 +169,8 @@ class Boot:
         activation = Activation(self.host, self.settings, state, kernel, self.output, self._warn)
         try:
             done = activation.run(record, module, Path(stored.path), stored.sha256, replaces=())
-        except ElivepatchError as error:
-            # it protects, so it is not given up: the next boot tries again, and until then status tells of it
-            detail = f"it could not be loaded when the host came up: {error.message}"
-            record.step("allowed", boot_id=kernel.boot_id, detail=detail)
+        except (ElivepatchError, KeyboardInterrupt) as error:
+            self._keep_for_later(record, error, kernel)
             raise
         return Booted(
             status="loaded",
@@ -181,6 +179,18 @@ class Boot:
             transition_seconds=done.transition_seconds,
             warnings=tuple(self.warnings),
         )
+
+    def _keep_for_later(self, record: Record, error: BaseException, kernel: RunningKernel) -> None:
+        """It protects, so it is not given up: the next boot tries again, and until then status tells of it."""
+        name = record.entry.module.name if record.entry.module else ""
+        if livepatch(name, self.host.root):
+            return  # in force, or on its way out: whoever settles next sees to that
+        why = error.message if isinstance(error, ElivepatchError) else "it was interrupted"
+        try:
+            detail = f"it could not be loaded when the host came up: {why}"
+            record.step("allowed", boot_id=kernel.boot_id, detail=detail)
+        except ElivepatchError as unwritten:
+            self._warn(f"the journal could not be written: {unwritten.message}")  # settling makes that good
 
     def _read(self, entry: Entry, path: Path, state: StateDirectory, kernel: RunningKernel) -> AcceptedModule:
         """The module of an entry as it lies on the disk. Raises HostError and ModuleRejectedError."""

@@ -118,6 +118,13 @@ class Entry(_Model):
         return self.steps[-1] if self.steps else None
 
     @property
+    def brought_back(self) -> bool:
+        """Whether its last load was to bring back what had been in force in an earlier boot."""
+        names = [taken.step for taken in self.steps]
+        at = len(names) - names[::-1].index("loading") - 1 if "loading" in names else 0
+        return at > 0 and names[at - 1] in {"loaded", "allowed"}
+
+    @property
     def touched_kernel(self) -> bool:
         """Whether the kernel was, or may have been, changed."""
         return any(taken.step in {"loading", "reverting"} for taken in self.steps)
@@ -202,7 +209,12 @@ class Record:
         self.note(steps=(*self.entry.steps, taken), **changes)
 
     def fail(self, detail: str, *, boot_id: str | None) -> None:
-        """Write that it ended here, if that can be written: there is an error on its way that says more."""
+        """Write that it ended here, if that can be written: there is an error on its way that says more.
+
+        What is in force has not failed, whatever came behind that.
+        """
+        if self.entry.last and self.entry.last.step == "loaded":
+            return
         with contextlib.suppress(ElivepatchError):
             self.step("failed", boot_id=boot_id, detail=detail)
 

@@ -25,7 +25,7 @@ from elivepatch.client.acceptance import (
 from elivepatch.client.activation import FORCE_WARNING, Activation, is_present
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import named_cves, read_file, read_patches
-from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
+from elivepatch.client.journal import Entry, Journal, Record, StoredModule, new_id
 from elivepatch.client.outcome import ModuleOnHost, Outcome
 from elivepatch.client.output import Output, finding_text
 from elivepatch.client.plan import Plan, PlannedPatch, keep_patches, make_plan
@@ -243,7 +243,7 @@ class FileLoad:
                 force=self.wish.force,
             )
             if module.functions is None:
-                record.note(changed=self._functions(module.name))
+                self._note_functions(record, module.name)
         except ElivepatchError as error:
             record.fail(error.message, boot_id=kernel.boot_id)
             raise
@@ -262,6 +262,12 @@ class FileLoad:
                 "warnings": tuple(self.warnings),
             }
         )
+
+    def _note_functions(self, record: Record, name: str) -> None:
+        try:
+            record.note(changed=self._functions(name))
+        except ElivepatchError as error:  # it is in force
+            self._warn(f"the journal could not be told what {name} changes: {error.message}")
 
     def _functions(self, name: str) -> tuple[ChangedFunction, ...]:
         """What the kernel says that the livepatch changes."""

@@ -30,8 +30,9 @@ from elivepatch.errors import HostError, TransitionTimeoutError
 from elivepatch.kernel.running import Livepatch, RunningKernel, livepatch, running_kernel
 
 #: Steps after which a livepatch is in force no more.
-_ENDED = {"replaced", "reverted", "undone"}
+_ENDED = {"replaced", "reverted", "undone", "failed", "allowed"}
 _FOUND = "the client was interrupted; the kernel has the livepatch in force"
+_AGAIN = "its load was undone when the host came up, which is tried again"
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,17 @@ def _here(entry: Entry, held: Livepatch | None) -> Repair | None:
     if step in {"loading", "forcing"} and held and held.enabled and not held.transition and _same(entry, held):
         return Repair(entry, "write", "loaded", _FOUND)
     if step in {"loading", "forcing", "undoing"}:
-        return Repair(entry, "remove", "undone", "the client was interrupted before the load had ended")
+        ended: StepName = "allowed" if entry.brought_back else "undone"
+        return Repair(entry, "remove", ended, "the client was interrupted before the load had ended")
+    if step == "undone" and entry.brought_back:
+        return Repair(entry, "write", "allowed", _AGAIN)
     before = entry.steps[-2].step if len(entry.steps) > 1 else None
     if step == "failed" and before in {"undoing", "reverting"} and held:
-        ended: StepName = "undone" if before == "undoing" else "reverted"
+        ended = "undone" if before == "undoing" else "reverted"
         return Repair(entry, "remove", ended, "what had not come to its end then was finished")
     if step == "failed" and before in {"loading", "forcing"} and held and not held.transition and _same(entry, held):
+        return Repair(entry, "write", "loaded", _FOUND)
+    if step == "failed" and before == "loaded" and held and held.enabled and not held.transition:
         return Repair(entry, "write", "loaded", _FOUND)
     return None
 
@@ -111,7 +117,10 @@ def _earlier(entry: Entry) -> Repair | None:
     if step == "reverting" or (step == "undoing" and _turning(entry)):
         return Repair(entry, "write", "reverted", "the host went down while it was being reverted")
     if step == "undoing":
-        return Repair(entry, "write", "undone", "the host went down while the load was being undone")
+        ended: StepName = "guarded" if entry.brought_back else "undone"
+        return Repair(entry, "write", ended, "the host went down while the load was being undone")
+    if step == "undone" and entry.brought_back:
+        return Repair(entry, "write", "allowed", _AGAIN)
     return None
 
 
