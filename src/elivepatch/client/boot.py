@@ -21,7 +21,7 @@ from elivepatch.client.journal import Entry, Journal, Record
 from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
-from elivepatch.client.state import LockedError, StateDirectory, require_trusted
+from elivepatch.client.state import LockedError, StateDirectory, read_regular, require_trusted
 from elivepatch.errors import ElivepatchError, HostError, InvalidInputError, ModuleRejectedError
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel
 from elivepatch.protocol import limits
@@ -202,8 +202,7 @@ class Boot:
             )
         require_trusted(expected, self.host.user)
         try:
-            with path.open("rb") as stream:
-                data = stream.read(limits.MODULE_BYTES + 1)
+            data = read_regular(path, limits.MODULE_BYTES + 1)
         except OSError as error:
             raise HostError(
                 f"The module {path} cannot be read: {error.strerror}.", hint="Ask for its patches again."

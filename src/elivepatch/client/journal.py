@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from elivepatch.client.state import StateDirectory, write_whole
+from elivepatch.client.state import StateDirectory, read_regular, write_whole
 from elivepatch.errors import ElivepatchError
 from elivepatch.protocol.models import ChangedFunction
 
@@ -152,15 +152,19 @@ class Journal:
         """
         found: list[Entry] = []
         problems: list[str] = []
-        directory = self.state.journal
-        if not directory.exists():
+        try:
+            paths = sorted(self.state.journal.iterdir())
+        except FileNotFoundError:
             return found, problems
-        for path in sorted(directory.iterdir()):
+        except PermissionError:
+            raise
+        except OSError as error:
+            return found, [f"{self.state.journal} cannot be read: {error.strerror}"]
+        for path in paths:
             if path.name.startswith(".") or path.suffix != ".json":
                 continue
             try:
-                with path.open("rb") as stream:
-                    found.append(Entry.model_validate_json(stream.read(_ENTRY_BYTES)))
+                found.append(Entry.model_validate_json(read_regular(path, _ENTRY_BYTES)))
             except PermissionError:
                 raise
             except FileNotFoundError:  # removed at this moment, as it was old
