@@ -139,7 +139,7 @@ class Activation:
 
     def _note_forced(self, name: str) -> None:
         journal = Journal(self.state)
-        entry = journal.latest_of(name)
+        entry = journal.latest_of(name, self.kernel)
         if entry:
             with contextlib.suppress(ElivepatchError):  # to unload it is tried in vain then, and no more
                 journal.begin(entry).note(forced=True)
@@ -147,7 +147,7 @@ class Activation:
 
     def _clear_away(self, name: str, loader: Loader) -> None:
         """Unload what a crash or a busy kernel left of an earlier load of this module."""
-        known = Journal(self.state).latest_of(name)
+        known = Journal(self.state).latest_of(name, self.kernel)
         if known and livepatch(name, self.host.root) is None and loader.left_over(name):
             loader.unload_replaced(name)
 
@@ -174,7 +174,7 @@ def is_present(
     held = livepatch(name, host.root)
     if held is None:
         return False
-    entry = Journal(state).latest_of(name)
+    entry = Journal(state).latest_of(name, kernel)
     ours = entry and entry.module and (entry.module.sha256, entry.parameters) == (sha256, parameters) and entry.last
     if ours and ours.step == "loaded" and ours.boot_id == kernel.boot_id and held.enabled and not held.transition:
         return True

@@ -56,12 +56,12 @@ def candidate(entries: Sequence[Entry], kernel: RunningKernel) -> tuple[Entry | 
 
     A livepatch that a later one took the place of is neither, even where the later one is held back.
     """
-    latest = latest_entries(entries)
+    latest = latest_entries(entries, kernel)
     guarded = None
     proven = (entry for entry in latest.values() if not entry.unproven)
     for entry in sorted(proven, key=lambda one: one.number, reverse=True):
         step = entry.last.step if entry.last else None
-        if entry.release != kernel.release or entry.build_id != kernel.build_id or kernel.build_id is None:
+        if not entry.is_for(kernel) or kernel.build_id is None:
             continue
         if step in {"loaded", "allowed"}:
             return entry, guarded
@@ -112,7 +112,7 @@ class Boot:
         with state.locked():
             Settling(self.host, self.settings, state, self.output).run(kernel)
             journal = Journal(state)
-            entry = journal.latest_of(module)
+            entry = journal.latest_of(module, kernel)
             if entry is None or entry.last is None:
                 raise InvalidInputError(
                     f"The journal does not know a livepatch {name!r}.", hint="'elivepatch status' names those guarded."
@@ -137,6 +137,8 @@ class Boot:
         with contextlib.suppress(*() if shutdown else (LockedError,)), state.locked(patience=10):
             settling = Settling(self.host, self.settings, state, self.output)
             kernel = running_kernel(self.host.root)
+            if shutdown:  # the init system may not wait until all is settled
+                settling.note_shutdown(kernel)
             settling.run(kernel)
             if shutdown:
                 settling.note_shutdown(kernel)

@@ -14,13 +14,16 @@ import re
 import secrets
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elivepatch.client.state import StateDirectory, read_regular, write_whole
 from elivepatch.errors import ElivepatchError
 from elivepatch.protocol.models import ChangedFunction
+
+if TYPE_CHECKING:
+    from elivepatch.kernel.running import RunningKernel
 
 StepName = Literal[
     "requested",  # the build is about to be asked for
@@ -49,7 +52,7 @@ class _Model(BaseModel):
 class Step(_Model):
     """A step: when, in which boot (its random boot_id), and what there is to say.
 
-    ``time`` is seconds since the epoch, for people; ``uptime`` is seconds since the host came up.
+    ``time`` is seconds since the epoch, for people; ``uptime`` is seconds that the host had run since it came up.
     """
 
     step: StepName
@@ -129,6 +132,10 @@ class Entry(_Model):
         """Whether the kernel was, or may have been, changed."""
         return any(taken.step in {"loading", "reverting"} for taken in self.steps)
 
+    def is_for(self, kernel: RunningKernel) -> bool:
+        """Whether it is about this very build of a kernel."""
+        return (self.release, self.build_id) == (kernel.release, kernel.build_id)
+
     def at(self, step: StepName) -> Step | None:
         """A step as it was last written."""
         return next((taken for taken in reversed(self.steps) if taken.step == step), None)
@@ -182,10 +189,14 @@ class Journal:
         """The number of an entry that comes after all others."""
         return max((entry.number for entry in self.entries()[0]), default=0) + 1
 
-    def latest_of(self, module: str) -> Entry | None:
-        """The youngest entry of a module that was given to the kernel or taken from it."""
+    def latest_of(self, module: str, kernel: RunningKernel | None = None) -> Entry | None:
+        """The youngest entry of a module that was given to the kernel or taken from it.
+
+        Where there are some for ``kernel`` it is the youngest of these.
+        """
         entries, _ = self.entries()
-        return next((e for e in reversed(entries) if e.module and e.module.name == module and e.touched_kernel), None)
+        known = [e for e in reversed(entries) if e.module and e.module.name == module and e.touched_kernel]
+        return next((e for e in known if kernel and e.is_for(kernel)), known[0] if known else None)
 
 
 class Record:
@@ -230,8 +241,8 @@ class Record:
 
 
 def uptime() -> float:
-    """Seconds since the host came up, those that it slept included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Seconds that the host has run since it came up; while it sleeps, a livepatch shows nothing of itself."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def new_id() -> str:

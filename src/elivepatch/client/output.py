@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: How many findings of one rule are shown; ``--json`` has them all.
 FINDINGS_SHOWN = 10
+#: A pipe in place of the log must not keep anybody waiting.
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def printable(text: str) -> str:
@@ -50,7 +52,7 @@ def _plain(text: str) -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, _APPEND, 0o600)
     try:
         os.write(descriptor, text.encode("utf-8", "replace"))
     finally:

@@ -68,7 +68,7 @@ class Reverting:
         """
         module = self.module_of(name)
         with self._locked(module) as (state, interrupted):
-            entry = Journal(state).latest_of(module)
+            entry = Journal(state).latest_of(module, running_kernel(self.host.root))
             if interrupted and entry and livepatch(module, self.host.root) is None:
                 return _reverted(module, entry, 0, note="the load that was under way was undone")
             return self._revert(module, state)
@@ -81,7 +81,7 @@ class Reverting:
 
     def last_first(self, entries: Sequence[Entry]) -> list[str]:
         """The livepatches that the kernel holds, the last one first."""
-        latest = latest_entries(entries)
+        latest = latest_entries(entries, running_kernel(self.host.root))
         names = [patch.name for patch in livepatches(self.host.root)]
         return sorted(names, key=lambda name: latest[name].number if name in latest else 0, reverse=True)
 
@@ -151,7 +151,9 @@ class Reverting:
     def _revert(self, module: str, state: StateDirectory) -> Reverted:
         kernel = running_kernel(self.host.root)
         journal = Journal(state)
-        entry = journal.latest_of(module)
+        entry = journal.latest_of(module, kernel)
+        if entry and not entry.is_for(kernel) and livepatch(module, self.host.root):
+            entry = None  # it bears the name of one that waits for another kernel
         waiting = entry is not None and entry.last is not None and entry.last.step in WAITING
         # one that was disabled by hand has its module in the kernel still
         if entry and waiting and livepatch(module, self.host.root) is None and not self._left_over(module):

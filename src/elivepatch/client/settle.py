@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from elivepatch.client.entries import crash_suspect, latest_entries, replaced_unsaid
+from elivepatch.client.entries import crash_suspect, replaced_unsaid, speaking
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StepName, uptime
 from elivepatch.client.loader import Loader, ModuleStaysError
@@ -48,7 +48,7 @@ class Repair:
 
 def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]:
     """What there is to make good; ``entries`` are in the order of the journal."""
-    latest = latest_entries(entries)
+    latest = speaking(entries)
     held = {patch.name: patch for patch in kernel.livepatches}
     for entry in entries:
         last = entry.last
@@ -60,7 +60,7 @@ def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]
             yield Repair(entry, "write", "failed", "the host went down before the module was loaded")
         elif not entry.touched_kernel or entry.module is None:
             continue
-        elif latest[name] is not entry:
+        elif entry.id not in latest:
             if last.step == "loaded":
                 yield Repair(entry, "write", "replaced", "it was loaded again later", name)
         else:
@@ -124,7 +124,7 @@ def _earlier(entry: Entry) -> Repair | None:
     return None
 
 
-def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: RunningKernel) -> Iterator[Repair]:
+def _displaced(entries: Sequence[Entry], latest: set[str], kernel: RunningKernel) -> Iterator[Repair]:
     """Livepatches that a later one of the same kernel took the place of, though nobody came to write that down."""
     ended = replaced_unsaid(entries, kernel)
     newest: dict[tuple[str, str | None], str] = {}
@@ -132,7 +132,7 @@ def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: Runni
         name = entry.module.name if entry.module else ""
         place = (entry.release, entry.build_id)
         last = entry.last
-        if latest.get(name) is not entry or last is None or entry.at("loaded") is None or entry.unproven:
+        if entry.id not in latest or last is None or entry.at("loaded") is None or entry.unproven:
             continue
         if last.step == "loaded" and last.boot_id == kernel.boot_id and name in ended:
             yield Repair(entry, "write", "replaced", "a later livepatch took its place", ended[name])
@@ -193,11 +193,17 @@ class Settling:
 
     def _unload_left_over(self, entries: Sequence[Entry], kernel: RunningKernel) -> None:
         """Unload modules of livepatches that ended in this boot: they patch nothing any more."""
-        for entry in latest_entries(entries).values():
+        latest = speaking(entries)
+        for entry in entries:
             name = entry.module.name if entry.module else ""
             last = entry.last
             ended = last is not None and last.step in _ENDED and last.boot_id == kernel.boot_id and not entry.forced
-            if name and ended and livepatch(name, self.host.root) is None and self._loader().left_over(name):
+            if (
+                entry.id in latest
+                and ended
+                and livepatch(name, self.host.root) is None
+                and self._loader().left_over(name)
+            ):
                 left = self._loader().unload_replaced(name)
                 self.output.line(f"the module {name} is unloaded" if left is None else f"note: {left}")
 
@@ -248,7 +254,7 @@ class Settling:
 
     def _sweep(self) -> None:
         """Remove files that were being written when the host went down; those of this boot may be somebody's."""
-        began = time.time() - uptime()
+        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         for directory in (self.state.path, self.state.journal, self.state.patches, *_below(self.state.path)):
             for path in directory.glob(".*.new"):
                 with contextlib.suppress(OSError):

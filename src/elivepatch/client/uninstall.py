@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Journal
 from elivepatch.client.output import Output
@@ -71,7 +70,9 @@ class Uninstalling:
         """The livepatches of this client that the kernel holds."""
         state = StateDirectory(self.settings.state_dir, self.host.user)
         try:
-            known = latest_entries(Journal(state).entries()[0])
+            known = {
+                entry.module.name for entry in Journal(state).entries()[0] if entry.module and entry.touched_kernel
+            }
         except PermissionError as error:
             raise HostError(f"The journal below {state.path} may not be read.", hint="Run this with sudo.") from error
         return [patch.name for patch in livepatches(self.host.root) if patch.name in known]
