@@ -6,13 +6,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from client_fakes import RELEASE, elf_module, put
 from client_machine import FIRST, SECOND, HostMachine, KilledError
+from client_server import done_report
+from elivepatch.client.host import Host
 from elivepatch.client.journal import Record
+from elivepatch.client.state import StateDirectory
 
 
 @pytest.fixture
@@ -106,15 +111,20 @@ def test_one_that_boot_could_not_take_back_is_not_said_to_be_waiting(loaded: Hos
 # -- trouble behind the load
 
 
-def _full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A disk that is full for one write."""
+def _at_the_next_write(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Callable[[], None]:
+    """Something that goes wrong with one write."""
     fsync = os.fsync
 
-    def full(_descriptor: int) -> None:
+    def fails(_descriptor: int) -> None:
         monkeypatch.setattr(os, "fsync", fsync)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
-    return lambda: monkeypatch.setattr(os, "fsync", full)
+    return lambda: monkeypatch.setattr(os, "fsync", fails)
+
+
+def _full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A disk that is full for one write."""
+    return _at_the_next_write(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
 
 
 def _behind_the_step(monkeypatch: pytest.MonkeyPatch, wanted: str, then: Callable[[], None]) -> None:
@@ -159,6 +169,27 @@ def test_an_interruption_behind_the_load_does_not_make_it_a_failure(
     assert "it stays" in result.stderr
     assert "was undone" not in result.stderr
     assert loaded.agreed() == [SECOND]
+
+
+def test_an_interruption_while_the_journal_is_told_does_not_make_it_a_failure(
+    machine: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _behind_the_step(monkeypatch, "loading", _at_the_next_write(monkeypatch, KeyboardInterrupt()))
+    result = machine.load(FIRST)
+    assert result.exit_code == 0, result.output
+    assert machine.steps(FIRST) == ["received", "loading", "loaded"]
+    assert machine.agreed() == [FIRST]
+
+
+def test_an_unproven_one_that_the_journal_was_not_told_of_is_made_good_too(
+    machine: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _behind_the_step(monkeypatch, "loading", _full(monkeypatch))
+    result = machine.load_unproven(FIRST)
+    assert result.exit_code == 4
+    assert "'elivepatch repair', which makes that good" in result.stderr
+    assert machine.run("repair").exit_code == 0
+    assert machine.agreed() == [FIRST]
 
 
 def test_a_full_disk_behind_the_load_of_an_unproven_one_is_a_warning(
@@ -237,3 +268,111 @@ def test_the_module_of_a_load_that_could_not_be_undone_does_not_stand_in_the_way
     result = machine.load(FIRST)
     assert result.exit_code == 0, result.output
     assert machine.agreed() == [FIRST]
+
+
+# -- the second look
+
+
+def test_who_reverts_what_boot_is_loading_gives_it_up(loaded: HostMachine) -> None:
+    loaded.restart(orderly=True)
+    entry = loaded.entry(FIRST)
+    boot_id = (loaded.host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    record = loaded.journal.begin(entry)
+    record.step("loading", boot_id=boot_id)
+    lock = StateDirectory(loaded.state, 0).locked()
+
+    def interrupted(_pid: int, _number: int) -> None:  # what 'elivepatch boot' does then
+        record.step("undone", boot_id=boot_id)
+        record.step("allowed", boot_id=boot_id)
+        lock.__exit__(None, None, None)
+
+    loaded.host = Host(loaded.host.root, loaded.host.calls, loaded.host.clock, 0, interrupted)
+    lock.__enter__()
+    result = loaded.run("revert", FIRST)
+    assert result.exit_code == 0, result.output
+    assert loaded.steps(FIRST)[-1] == "reverted"
+    loaded.restart(orderly=True)
+    assert "nothing is to be loaded" in loaded.run("boot").stdout
+
+
+def test_a_module_that_was_not_loaded_does_not_overwrite_one_that_waits_for_the_boot(machine: HostMachine) -> None:
+    assert machine.load(FIRST).exit_code == 0
+    machine.restart(orderly=True)
+    original = (machine.tmp / f"{FIRST}.ko").read_bytes(), (machine.tmp / f"{FIRST}.json").read_text()
+    module = elf_module({"name": FIRST, "livepatch": "Y", "vermagic": f"{RELEASE} SMP again "})
+    report = done_report(module)
+    report["module"]["name"] = FIRST
+    (machine.tmp / f"{FIRST}.ko").write_bytes(module)
+    (machine.tmp / f"{FIRST}.json").write_text(json.dumps(report))
+    put(machine.host.root, {"sys/module/module/parameters/sig_enforce": "Y\n"})
+    assert machine.load(FIRST).exit_code == 4  # the kernel does not take it
+    put(machine.host.root, {"sys/module/module/parameters/sig_enforce": "N\n"})
+    assert machine.run("boot").exit_code == 0
+    assert machine.agreed() == [FIRST]
+    assert (machine.state / "modules" / RELEASE / f"{FIRST}.ko").read_bytes() == original[0]
+    assert machine.run("repair", ELIVEPATCH_JOURNAL_ENTRIES="1").exit_code == 0
+    assert machine.run("info", FIRST).exit_code == 0
+
+
+def test_a_journal_that_cannot_be_read_is_no_success_of_the_boot(loaded: HostMachine) -> None:
+    loaded.restart(orderly=True)
+    (path,) = (loaded.state / "journal").glob("*.json")
+    path.write_text("")
+    result = loaded.run("boot", "--json")
+    assert result.exit_code == 4
+    booted = json.loads(result.stdout)
+    assert (booted["status"], booted["exit_status"]) == ("nothing", 4)
+    assert any("cannot be read" in warning for warning in booted["warnings"])
+
+
+def test_a_full_disk_does_not_keep_a_livepatch_in_the_kernel(
+    loaded: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = loaded.run("revert", "--json")
+    assert loaded.held() == []
+    assert result.exit_code == 4
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "left-unfinished"
+    assert f"{FIRST} is reverted, and the journal could not be told" in error["message"]
+    assert f"elivepatch revert {FIRST}" in error["hint"]
+    assert loaded.run("status").exit_code == 7
+    assert loaded.run("revert", FIRST).exit_code == 0
+    assert loaded.agreed() == []
+    loaded.restart(orderly=True)
+    assert "nothing is to be loaded" in loaded.run("boot").stdout
+
+
+def test_a_lock_that_is_held_for_a_moment_does_not_cost_a_load(loaded: HostMachine) -> None:
+    lock = StateDirectory(loaded.state, 0).locked()
+    lock.__enter__()
+    timer = threading.Timer(1.5, lambda: lock.__exit__(None, None, None))
+    timer.start()
+    try:
+        result = loaded.load(SECOND, patches=(FIRST, SECOND))
+    finally:
+        timer.join()
+    assert result.exit_code == 0, result.output
+
+
+def test_one_that_replaces_nothing_is_undone_though_the_client_was_killed(
+    loaded: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.kernel.replace = False
+
+    def killed(*_arguments: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("elivepatch.client.loader.Loader.await_replaced", killed)
+        with pytest.raises(KilledError), monkeypatch.context() as also:
+            also.setattr("elivepatch.client.loader.Loader._undo", killed)
+            loaded.load(SECOND, patches=(FIRST, SECOND))
+    assert loaded.held() == [FIRST, SECOND]
+    loaded.run("repair")
+    assert loaded.agreed() == [FIRST]
+    assert loaded.steps(SECOND)[-1] == "undone"

@@ -31,7 +31,8 @@ from elivepatch.protocol.models import Model
 class Booted(Model):
     """How it went: loaded, present (the kernel held it already), nothing (to be loaded for this kernel), or guarded.
 
-    ``reason`` says why it is guarded. ``exit_status`` is 4 then, so that whoever runs this takes note.
+    ``reason`` says why it is guarded. ``exit_status`` is 4 then, and where the journal cannot be read, so that whoever
+    runs this takes note.
     """
 
     status: Literal["loaded", "present", "nothing", "guarded"]
@@ -100,7 +101,7 @@ class Boot:
             if guarded and guarded.module:
                 self._warn(f"{guarded.module.name} is not loaded: {_reason(guarded)}.")
             if entry is None:
-                return self._nothing(kernel, guarded)
+                return self._nothing(kernel, guarded, unknown=bool(problems))
             return self._load(entry, state, running_kernel(self.host.root))
 
     def allow(self, name: str) -> Allowed:
@@ -211,9 +212,11 @@ class Boot:
             ) from error
         return accept_stored(data, entry, kernel)
 
-    def _nothing(self, kernel: RunningKernel, guarded: Entry | None) -> Booted:
+    def _nothing(self, kernel: RunningKernel, guarded: Entry | None, *, unknown: bool) -> Booted:
         if guarded is None or guarded.module is None:
-            return Booted(status="nothing", kernel=kernel.release, warnings=tuple(self.warnings))
+            # what cannot be read may have been what is to be loaded
+            status = HostError.exit_status if unknown else 0
+            return Booted(status="nothing", exit_status=status, kernel=kernel.release, warnings=tuple(self.warnings))
         return Booted(
             status="guarded",
             exit_status=HostError.exit_status,

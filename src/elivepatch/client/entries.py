@@ -15,7 +15,7 @@ def latest_entries(entries: Sequence[Entry], kernel: RunningKernel) -> dict[str,
     The same name may stand for a module of each of several kernels: those for ``kernel`` come first.
     """
     known = [e for e in entries if e.module and e.touched_kernel]
-    known.sort(key=lambda entry: entry.is_for(kernel))  # stable
+    known.sort(key=lambda e: e.is_for(kernel) or (e.last is not None and e.last.boot_id == kernel.boot_id))  # stable
     return {e.module.name: e for e in known if e.module}
 
 

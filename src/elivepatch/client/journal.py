@@ -235,9 +235,10 @@ class Record:
 
     def note(self, **changes: object) -> None:
         """Write what became known (fields of the entry) without a step."""
-        self.entry = self.entry.model_copy(update=changes)
+        entry = self.entry.model_copy(update=changes)
         self._state.prepare(self._state.journal)
-        write_whole(self.path, (self.entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+        write_whole(self.path, (entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+        self.entry = entry
 
 
 def uptime() -> float:

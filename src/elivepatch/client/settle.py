@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from elivepatch.client.prune import prune
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory
 from elivepatch.client.transition import Transition
-from elivepatch.errors import HostError, TransitionTimeoutError
+from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError
 from elivepatch.kernel.running import Livepatch, RunningKernel, livepatch, running_kernel
 
 #: Steps after which a livepatch is in force no more.
@@ -95,9 +95,8 @@ def _here(entry: Entry, held: Livepatch | None) -> Repair | None:
     if step == "failed" and before in {"undoing", "reverting"} and held:
         ended = "undone" if before == "undoing" else "reverted"
         return Repair(entry, "remove", ended, "what had not come to its end then was finished")
-    if step == "failed" and before in {"loading", "forcing"} and held and not held.transition and _same(entry, held):
-        return Repair(entry, "write", "loaded", _FOUND)
-    if step == "failed" and before == "loaded" and held and held.enabled and not held.transition:
+    told = before == "loaded" or (before in {"loading", "forcing"} and held and (entry.unproven or _same(entry, held)))
+    if step == "failed" and told and held and held.enabled and not held.transition:
         return Repair(entry, "write", "loaded", _FOUND)
     return None
 
@@ -225,13 +224,22 @@ class Settling:
             elif repair.action == "keep":
                 self._keep(name)
             if repair.step == "loaded":
-                self._loader().await_replaced(name, frozenset(repair.entry.replaces))
+                repair = self._replacing(repair, name)
         except HostError as error:
             self.output.warn(f"{name} could not be set right: {error.message} {error.hint or ''}".rstrip())
             return
         self._write(repair, journal, kernel)
         if repair.step == "loaded":
             record_replaced(repair.entry.replaces, name, kernel, self.state, self.host.root)
+
+    def _replacing(self, repair: Repair, name: str) -> Repair:
+        """Wait for the end of what it replaced; one that replaces nothing is undone, as it would have been."""
+        try:
+            self._loader().await_replaced(name, frozenset(repair.entry.replaces))
+        except ModuleRejectedError as error:
+            self._remove(name)
+            return replace(repair, step="undone", detail=error.message)
+        return repair
 
     def _loader(self) -> Loader:
         return Loader(self.host, self.settings.transition_timeout, self.output.line)

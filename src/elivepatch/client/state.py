@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from elivepatch.errors import DiskFullError, HostError, InvalidInputError, InvalidSettingError
+from elivepatch.protocol import limits
 
 #: Seconds that a lock is waited for, and between two tries.
 _LOCK_PATIENCE = 0.5
@@ -198,6 +200,18 @@ class StateDirectory:
     def modules(self, release: str) -> Path:
         """Where the modules for a kernel release lie."""
         return self.path / "modules" / release
+
+    def place_for(self, release: str, name: str, sha256: str) -> Path:
+        """Where a module for a kernel release is to be put: what lies there and is another is left alone.
+
+        The journal may name that one, to be loaded when the host comes up, whatever becomes of the new one.
+        """
+        place = self.modules(release) / f"{name}.ko"
+        try:
+            there = hashlib.sha256(read_regular(place, limits.MODULE_BYTES + 1)).hexdigest()
+        except OSError:
+            there = sha256
+        return place if there == sha256 else place.with_name(f"{name}-{sha256[:12]}.ko")
 
     def prepare(self, *directories: Path) -> None:
         """Make the directory and those below it with mode 0700, and check that nobody else can write to them.

@@ -200,7 +200,7 @@ def disagreements(kernel: RunningKernel, latest: dict[str, Entry], replaced: Map
         last = entry.last
         if last is None:
             continue
-        here = last.boot_id == kernel.boot_id and entry.is_for(kernel)
+        here = last.boot_id == kernel.boot_id
         target = _UNDER_WAY.get(last.step)
         if target and here:
             yield (
