@@ -258,3 +258,29 @@ def test_the_cve_mode_tells_a_user_whose_state_directory_is_closed_what_it_needs
     monkeypatch.setattr(os, "stat", closed)
     result = loaded.run("-u", "http://127.0.0.1:9", "cve", "list", ELIVEPATCH_COLLECT_BASE_PATCHES="false")
     assert result.exit_code == 6, result.output  # the server is not there: it came that far
+
+
+# -- odd names
+
+
+@pytest.mark.parametrize("name", [b"odd\xff.patch", b"two\nlines.patch", b"red\x1b[31m.patch"])
+def test_a_patch_with_an_odd_name_is_a_patch(machine: HostMachine, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(machine.tmp) + b"/" + name))
+    path.write_bytes((machine.tmp / f"{FIRST}.patch").read_bytes())
+    module, report = machine.tmp / f"{FIRST}.ko", machine.tmp / f"{FIRST}.json"
+    result = machine.run("load", module, "--report", report, "-p", path, "--json")
+    assert result.exit_code == 0, result.output
+    (shown,) = machine.status()["livepatches"][0]["patches"]
+    assert shown.isprintable()
+    assert shown.endswith(".patch")
+    lines = machine.run("status").stdout.splitlines()
+    assert f"  from {shown}" in lines
+
+
+@pytest.mark.parametrize("words", [("load", "none\udcff.ko", "--no-report"), ("info", "none\udcff.ko")])
+def test_a_file_with_an_odd_name_that_is_not_there_is_told_as_json(
+    machine: HostMachine, words: tuple[str, ...]
+) -> None:
+    result = machine.run(*words, "--json")
+    assert result.exit_code == 2, result.output
+    assert "none" in json.loads(result.stdout)["error"]["message"]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from client_fakes import RELEASE, elf_module, put
@@ -376,3 +377,37 @@ def test_one_that_replaces_nothing_is_undone_though_the_client_was_killed(
     loaded.run("repair")
     assert loaded.agreed() == [FIRST]
     assert loaded.steps(SECOND)[-1] == "undone"
+
+
+# -- the terminal goes away
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_terminal_that_is_gone_does_not_keep_a_load_from_being_undone(
+    machine: HostMachine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    machine.kernel.stuck = True
+    echo = click.echo
+
+    def gone(text: str, *, err: bool = False) -> None:
+        if err:
+            raise OSError(number, os.strerror(number))
+        echo(text, err=err)
+
+    monkeypatch.setattr("elivepatch.client.output.click.echo", gone)
+    result = machine.load(FIRST, "--json")
+    assert result.exit_code == 4
+    assert json.loads(result.stdout)["error"]["code"] == "transition-timeout"
+    assert machine.held() == []
+    assert machine.steps(FIRST)[-2:] == ["undone", "failed"]
+
+
+def test_who_interrupts_as_the_undoing_begins_does_not_stop_it(
+    machine: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.kernel.stuck = True
+    _behind_the_step(monkeypatch, "undoing", _interrupt)
+    result = machine.load(FIRST, "--json")
+    assert result.exit_code == 4, result.output
+    assert json.loads(result.stdout)["error"]["code"] == "transition-timeout"
+    assert machine.agreed() == []

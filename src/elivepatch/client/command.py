@@ -16,7 +16,7 @@ import click
 
 from elivepatch.client.entry import INTERRUPTED, begin
 from elivepatch.client.host import Host
-from elivepatch.client.output import Output
+from elivepatch.client.output import Output, printable
 from elivepatch.errors import ElivepatchError, InternalError, InvalidSettingError
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def tell_failure(
         return
     from elivepatch.client.outcome import Failure, Outcome
 
-    failure = Failure(code=code, message=message, hint=hint)
+    # a file may be called anything; what is not UTF-8 in that cannot be JSON
+    failure = Failure(code=code, message=printable(message), hint=hint and printable(hint))
     outcome = Outcome(status="error", exit_status=exit_status, error=failure, warnings=tuple(warnings))
     output.data(outcome.dump())
 

@@ -296,10 +296,11 @@ class Loader:
         if livepatch(name, self.host.root) is None and not (self.host.root / "sys/module" / name).exists():
             self.record("undone")
             return
-        self.record("undoing")
-        self.tell(f"undoing the load of {name}")
+        with contextlib.suppress(KeyboardInterrupt):  # who is impatient before it has begun means just this
+            self.record("undoing")
         transition = self._transition(name)
         try:
+            self.tell(f"undoing the load of {name}")
             patch = livepatch(name, self.host.root)
             if patch and patch.enabled:
                 transition.switch(on=False)
