@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -284,3 +285,22 @@ def test_a_file_with_an_odd_name_that_is_not_there_is_told_as_json(
     result = machine.run(*words, "--json")
     assert result.exit_code == 2, result.output
     assert "none" in json.loads(result.stdout)["error"]["message"]
+
+
+HANGS_UP = """
+import os
+ours, theirs = os.openpty()
+os.dup2(theirs, 2)
+from elivepatch.client.output import Output
+output = Output()
+with output.working("the kernel's tasks move"):
+    output.line("while it is there")
+    os.close(ours)
+    output.line("when it is gone")
+print("went on")
+"""
+
+
+def test_a_terminal_that_hangs_up_ends_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS_UP], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.stdout == "went on\n"
