@@ -347,6 +347,12 @@ class ModuleRejectedError(HostError):
     code = "module-rejected"
 
 
+class UnfinishedError(HostError):
+    """What was begun did not come to its end: the kernel still holds something of the livepatch."""
+
+    code = "left-unfinished"
+
+
 class TransitionTimeoutError(HostError):
     """The transition did not finish in time and was undone."""
 

@@ -154,9 +154,10 @@ def test_without_them_everything_is_decided_as_before(found: list[Entry], holds:
     assert candidate(left, kernel) == candidate(entries, kernel)
     assert list(repairs(left, kernel)) == list(repairs(entries, kernel)) == []
     for name in held:
-        assert latest_entries(left).get(name) == latest_entries(entries).get(name)
+        assert latest_entries(left, kernel).get(name) == latest_entries(entries, kernel).get(name)
     told = [
-        sorted(disagreements(kernel, latest_entries(some), replaced_unsaid(some, kernel))) for some in (left, entries)
+        sorted(disagreements(kernel, latest_entries(some, kernel), replaced_unsaid(some, kernel)))
+        for some in (left, entries)
     ]
     assert told[0] == told[1]
     absent = [list(absent_livepatches(kernel, some, 600)) for some in (left, entries)]

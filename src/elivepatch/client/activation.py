@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from elivepatch.client.output import Output
 from elivepatch.client.plan import record_replaced
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory
-from elivepatch.errors import ElivepatchError, HostError
+from elivepatch.errors import ElivepatchError, HostError, UnfinishedError
 from elivepatch.kernel.running import RunningKernel, livepatch, taint_flags
 
 #: What there is to say where force is asked for, before anything is loaded.
@@ -94,21 +95,31 @@ class Activation:
             raise
         if loaded.forced:
             self.warn(f"the transition of {module.name} was ended by force; its module can never be unloaded.")
-        self._record_loaded(record, loaded)
-        replaced = self._record_replaced(ended, module.name)
+        try:
+            replaced = self._in_force(record, loaded, ended, loader)
+        except KeyboardInterrupt:  # nothing that was replaced would come back
+            self.output.line(f"{module.name} is in force already; it stays")
+            replaced = self._in_force(record, loaded, ended, loader)
         if beside and replaced:  # kernels before 6.11 do not tell that before it is too late
             self.warn(f"{module.name} has replaced {', '.join(replaced)}, though it was to be loaded beside them.")
+        flags = taint_flags(loaded.new_taint)
+        if flags:
+            self.warn(f"the kernel has a new taint: {'; '.join(meaning for _, meaning in flags)}. See dmesg.")
+        letters = "".join(letter for letter, _ in flags) or None
+        return Activated(round(loaded.transition_seconds, 3), replaced, loaded.forced, letters)
+
+    def _in_force(self, record: Record, loaded: Loaded, ended: tuple[str, ...], loader: Loader) -> tuple[str, ...]:
+        """Write down that it is in force, and clear away what it replaced; gives what that is."""
+        if last_step(record.entry) != "loaded":
+            self._record_loaded(record, loaded)
+        replaced = self._record_replaced(ended, loaded.name)
         for name in replaced:
             if loaded.forced:  # klp_force_transition() pins every module that was in force
                 self._note_forced(name)
                 continue
             left = loader.unload_replaced(name)
             self.output.line(f"{name} is replaced and unloaded" if left is None else f"note: {left}")
-        flags = taint_flags(loaded.new_taint)
-        if flags:
-            self.warn(f"the kernel has a new taint: {'; '.join(meaning for _, meaning in flags)}. See dmesg.")
-        letters = "".join(letter for letter, _ in flags) or None
-        return Activated(round(loaded.transition_seconds, 3), replaced, loaded.forced, letters)
+        return replaced
 
     def _record_loaded(self, record: Record, loaded: Loaded) -> None:
         try:
@@ -121,26 +132,34 @@ class Activation:
                 forced=loaded.forced,
             )
         except ElivepatchError as error:
-            raise HostError(
+            raise UnfinishedError(
                 f"{loaded.name} is in force, and the journal could not be told: {error.message}",
                 hint=f"{error.hint or ''} Then run 'elivepatch repair', which makes that good.".strip(),
             ) from error
 
     def _note_forced(self, name: str) -> None:
         journal = Journal(self.state)
-        entry = journal.latest_of(name)
+        entry = journal.latest_of(name, self.kernel)
         if entry:
-            journal.begin(entry).note(forced=True)
+            with contextlib.suppress(ElivepatchError):  # to unload it is tried in vain then, and no more
+                journal.begin(entry).note(forced=True)
         self.output.line(f"note: {name} is replaced; its module stays until the next boot, because of the force")
 
     def _clear_away(self, name: str, loader: Loader) -> None:
         """Unload what a crash or a busy kernel left of an earlier load of this module."""
-        last = last_step(Journal(self.state).latest_of(name))
-        if last in {"replaced", "reverted"} and livepatch(name, self.host.root) is None:
+        known = Journal(self.state).latest_of(name, self.kernel)
+        if known and livepatch(name, self.host.root) is None and loader.left_over(name):
             loader.unload_replaced(name)
 
     def _record_replaced(self, names: tuple[str, ...], by: str, *, detail: str | None = None) -> tuple[str, ...]:
-        return record_replaced(names, by, self.kernel, self.state, self.host.root, detail=detail)
+        """Write down what has ended; that this cannot be written changes nothing about the load."""
+        try:
+            return record_replaced(names, by, self.kernel, self.state, self.host.root, detail=detail)
+        except ElivepatchError as error:
+            self.warn(
+                f"the journal could not be told what {by} replaced: {error.message} The next run makes that good."
+            )
+            return tuple(name for name in names if livepatch(name, self.host.root) is None)
 
 
 def last_step(entry: Entry | None) -> StepName | None:
@@ -155,7 +174,7 @@ def is_present(
     held = livepatch(name, host.root)
     if held is None:
         return False
-    entry = Journal(state).latest_of(name)
+    entry = Journal(state).latest_of(name, kernel)
     ours = entry and entry.module and (entry.module.sha256, entry.parameters) == (sha256, parameters) and entry.last
     if ours and ours.step == "loaded" and ours.boot_id == kernel.boot_id and held.enabled and not held.transition:
         return True

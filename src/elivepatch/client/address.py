@@ -7,10 +7,12 @@ commands. So only addresses are taken that leave nothing to interpret: whoever r
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elivepatch.client.state import require_trusted
 from elivepatch.errors import InvalidSettingError
 
 if TYPE_CHECKING:
@@ -69,12 +71,18 @@ def is_protected(url: str) -> bool:
 
 
 def trust(ca_certificate: Path | None) -> ssl.SSLContext:
-    """The certificates of the host's own store, or of the given file alone. Raises InvalidSettingError."""
+    """The certificates of the host's own store, or of the given file alone.
+
+    Raises InvalidSettingError, also where somebody else could have written the file.
+    """
     import ssl
 
     try:
-        return ssl.create_default_context(cafile=str(ca_certificate) if ca_certificate else None)
+        context = ssl.create_default_context(cafile=str(ca_certificate) if ca_certificate else None)
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettingError(
             f"The certificates {ca_certificate} cannot be read: {error}.", hint="Name a file of PEM certificates."
         ) from error
+    if ca_certificate:  # who can write there decides which server is believed, and what is loaded
+        require_trusted(ca_certificate, os.geteuid())
+    return context

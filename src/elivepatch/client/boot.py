@@ -17,11 +17,11 @@ from elivepatch.client.acceptance import AcceptedModule, accept_stored, check_ca
 from elivepatch.client.activation import Activation
 from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
-from elivepatch.client.journal import Entry, Journal
+from elivepatch.client.journal import Entry, Journal, Record
 from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
-from elivepatch.client.state import LockedError, StateDirectory, require_trusted
+from elivepatch.client.state import LockedError, StateDirectory, read_regular, require_trusted
 from elivepatch.errors import ElivepatchError, HostError, InvalidInputError, ModuleRejectedError
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel
 from elivepatch.protocol import limits
@@ -31,7 +31,8 @@ from elivepatch.protocol.models import Model
 class Booted(Model):
     """How it went: loaded, present (the kernel held it already), nothing (to be loaded for this kernel), or guarded.
 
-    ``reason`` says why it is guarded. ``exit_status`` is 4 then, so that whoever runs this takes note.
+    ``reason`` says why it is guarded. ``exit_status`` is 4 then, and where the journal cannot be read, so that whoever
+    runs this takes note.
     """
 
     status: Literal["loaded", "present", "nothing", "guarded"]
@@ -56,12 +57,12 @@ def candidate(entries: Sequence[Entry], kernel: RunningKernel) -> tuple[Entry | 
 
     A livepatch that a later one took the place of is neither, even where the later one is held back.
     """
-    latest = latest_entries(entries)
+    latest = latest_entries(entries, kernel)
     guarded = None
     proven = (entry for entry in latest.values() if not entry.unproven)
     for entry in sorted(proven, key=lambda one: one.number, reverse=True):
         step = entry.last.step if entry.last else None
-        if entry.release != kernel.release or entry.build_id != kernel.build_id or kernel.build_id is None:
+        if not entry.is_for(kernel) or kernel.build_id is None:
             continue
         if step in {"loaded", "allowed"}:
             return entry, guarded
@@ -100,7 +101,7 @@ class Boot:
             if guarded and guarded.module:
                 self._warn(f"{guarded.module.name} is not loaded: {_reason(guarded)}.")
             if entry is None:
-                return self._nothing(kernel, guarded)
+                return self._nothing(kernel, guarded, unknown=bool(problems))
             return self._load(entry, state, running_kernel(self.host.root))
 
     def allow(self, name: str) -> Allowed:
@@ -112,7 +113,7 @@ class Boot:
         with state.locked():
             Settling(self.host, self.settings, state, self.output).run(kernel)
             journal = Journal(state)
-            entry = journal.latest_of(module)
+            entry = journal.latest_of(module, kernel)
             if entry is None or entry.last is None:
                 raise InvalidInputError(
                     f"The journal does not know a livepatch {name!r}.", hint="'elivepatch status' names those guarded."
@@ -137,6 +138,8 @@ class Boot:
         with contextlib.suppress(*() if shutdown else (LockedError,)), state.locked(patience=10):
             settling = Settling(self.host, self.settings, state, self.output)
             kernel = running_kernel(self.host.root)
+            if shutdown:  # the init system may not wait until all is settled
+                settling.note_shutdown(kernel)
             settling.run(kernel)
             if shutdown:
                 settling.note_shutdown(kernel)
@@ -169,10 +172,8 @@ class Boot:
         activation = Activation(self.host, self.settings, state, kernel, self.output, self._warn)
         try:
             done = activation.run(record, module, Path(stored.path), stored.sha256, replaces=())
-        except ElivepatchError as error:
-            # it protects, so it is not given up: the next boot tries again, and until then status tells of it
-            detail = f"it could not be loaded when the host came up: {error.message}"
-            record.step("allowed", boot_id=kernel.boot_id, detail=detail)
+        except (ElivepatchError, KeyboardInterrupt) as error:
+            self._keep_for_later(record, error, kernel)
             raise
         return Booted(
             status="loaded",
@@ -181,6 +182,18 @@ class Boot:
             transition_seconds=done.transition_seconds,
             warnings=tuple(self.warnings),
         )
+
+    def _keep_for_later(self, record: Record, error: BaseException, kernel: RunningKernel) -> None:
+        """It protects, so it is not given up: the next boot tries again, and until then status tells of it."""
+        name = record.entry.module.name if record.entry.module else ""
+        if livepatch(name, self.host.root):
+            return  # in force, or on its way out: whoever settles next sees to that
+        why = error.message if isinstance(error, ElivepatchError) else "it was interrupted"
+        try:
+            detail = f"it could not be loaded when the host came up: {why}"
+            record.step("allowed", boot_id=kernel.boot_id, detail=detail)
+        except ElivepatchError as unwritten:
+            self._warn(f"the journal could not be written: {unwritten.message}")  # settling makes that good
 
     def _read(self, entry: Entry, path: Path, state: StateDirectory, kernel: RunningKernel) -> AcceptedModule:
         """The module of an entry as it lies on the disk. Raises HostError and ModuleRejectedError."""
@@ -192,17 +205,18 @@ class Boot:
             )
         require_trusted(expected, self.host.user)
         try:
-            with path.open("rb") as stream:
-                data = stream.read(limits.MODULE_BYTES + 1)
+            data = read_regular(path, limits.MODULE_BYTES + 1)
         except OSError as error:
             raise HostError(
                 f"The module {path} cannot be read: {error.strerror}.", hint="Ask for its patches again."
             ) from error
         return accept_stored(data, entry, kernel)
 
-    def _nothing(self, kernel: RunningKernel, guarded: Entry | None) -> Booted:
+    def _nothing(self, kernel: RunningKernel, guarded: Entry | None, *, unknown: bool) -> Booted:
         if guarded is None or guarded.module is None:
-            return Booted(status="nothing", kernel=kernel.release, warnings=tuple(self.warnings))
+            # what cannot be read may have been what is to be loaded
+            status = HostError.exit_status if unknown else 0
+            return Booted(status="nothing", exit_status=status, kernel=kernel.release, warnings=tuple(self.warnings))
         return Booted(
             status="guarded",
             exit_status=HostError.exit_status,

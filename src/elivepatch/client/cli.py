@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from elivepatch.client.classic import ClassicGroup
-from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand
+from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand, tell_failure
 from elivepatch.client.completion_command import completion_command
 from elivepatch.client.cve_commands import cve_group
 from elivepatch.client.entry import INTERRUPTED
@@ -166,6 +166,7 @@ def cli(context: click.Context, /, **flags: Any) -> None:  # Any: click hands ov
         if settings.clear:
             _clear(settings, host, output)
             if not settings.cve and not settings.patch:
+                output.data({"status": "cleared", "exit_status": 0})
                 return
         if settings.cve:
             _close_cves(flags, settings, host, output, warnings)
@@ -296,11 +297,14 @@ cli.add_command(completion_command)
 def main() -> None:
     """Run the program; being told to end is treated like Ctrl-C, so that a load under way is undone."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         status = cli.main(standalone_mode=False)  # click's own way to end is 'Aborted!' and exit status 1
     except click.ClickException as error:
         error.show()
+        wanted = Output(as_json="--json" in sys.argv[1:])
+        tell_failure(wanted, error.exit_code, InvalidInputError.code, error.format_message(), None, ())
         sys.exit(error.exit_code)
     except click.Abort:  # outside of what `ending_well` covers, so before anything was begun
         click.echo("elivepatch: interrupted.", err=True)

@@ -16,8 +16,8 @@ import click
 
 from elivepatch.client.entry import INTERRUPTED, begin
 from elivepatch.client.host import Host
-from elivepatch.client.output import Output
-from elivepatch.errors import ElivepatchError
+from elivepatch.client.output import Output, printable
+from elivepatch.errors import ElivepatchError, InternalError, InvalidSettingError
 
 if TYPE_CHECKING:
     from elivepatch.client.settings import Settings
@@ -39,23 +39,32 @@ def ending_well(output: Output) -> Generator[list[str]]:
         yield warnings
     except ElivepatchError as error:
         output.error(error)
-        _tell(output, error.exit_status, error.code, error.message, error.hint, warnings)
+        tell_failure(output, error.exit_status, error.code, error.message, error.hint, warnings)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        _tell(output, INTERRUPTED, "interrupted", "It was interrupted.", None, warnings)
+        tell_failure(output, INTERRUPTED, "interrupted", "It was interrupted.", None, warnings)
         output.line(
             "elivepatch: interrupted. A load under way was undone; a build goes on at the server: ask again to get it."
         )
         sys.exit(INTERRUPTED)
+    except (click.ClickException, click.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        bug = f"{InternalError().message} {type(error).__name__}: {error}"
+        tell_failure(output, InternalError.exit_status, InternalError.code, bug, None, warnings)
+        raise
 
 
-def _tell(output: Output, exit_status: int, code: str, message: str, hint: str | None, warnings: Sequence[str]) -> None:
+def tell_failure(
+    output: Output, exit_status: int, code: str, message: str, hint: str | None, warnings: Sequence[str]
+) -> None:
     """The outcome as JSON, where that was asked for."""
     if not output.as_json:
         return
     from elivepatch.client.outcome import Failure, Outcome
 
-    failure = Failure(code=code, message=message, hint=hint)
+    # a file may be called anything; what is not UTF-8 in that cannot be JSON
+    failure = Failure(code=code, message=printable(message), hint=hint and printable(hint))
     outcome = Outcome(status="error", exit_status=exit_status, error=failure, warnings=tuple(warnings))
     output.data(outcome.dump())
 
@@ -68,7 +77,12 @@ def settings_for(host: Host, output: Output, file: Path | None, flags: dict[str,
     settings = load_settings(file=file, environment=os.environ, flags=given, user=host.user)
     output.debug_wanted = settings.debug
     if settings.log_output:
-        output.log_to(settings.log_output)
+        try:
+            output.log_to(settings.log_output)
+        except InvalidSettingError as error:
+            if "log_output" in given:
+                raise
+            output.warn(error.message)  # a file of settings is for all users and commands, also at boot
     return settings
 
 

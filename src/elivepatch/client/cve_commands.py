@@ -33,11 +33,13 @@ def _run(
     command: Command, vex: Path | None, until: Literal["list", "plan", "apply"], **more: Any
 ) -> NoReturn:  # Any: the fields of the choice
     from elivepatch.client.cve_mode import CveChoice, CveOutcome, CveRun
+    from elivepatch.client.state import check_output, write_whole
 
+    if vex is not None:
+        check_output(vex)
     choice = CveChoice(until, **more)
     ended = CveRun(choice, command.settings, command.host, command.output, command.warnings).run()
     if vex is not None and isinstance(ended, CveOutcome):
-        from elivepatch.client.state import write_whole
         from elivepatch.client.vex import open_vex
         from elivepatch.kernel.running import running_kernel
 

@@ -91,7 +91,7 @@ class CveRun:
                 hint="Leave -a out; elivepatch-server cve scan --kernel looks up any kernel.",
             )
         cleared = state.path / _CLEARED
-        closed = tuple(dict.fromkeys(scanning.plan.cves)) if not cleared.exists() else ()
+        closed = tuple(dict.fromkeys(scanning.plan.cves)) if not _is_there(cleared) else ()
         plan = self._ask(scanning, kernel, state, closed)
         if isinstance(plan, Outcome):
             return plan
@@ -220,6 +220,13 @@ class CveRun:
                 "Nothing was loaded: there is no terminal to ask on.", hint="Say it on the command line: --yes."
             )
         return click.confirm(f"Close {number} CVEs in the running kernel?", default=False, err=True)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # what root has closed, and cleared, is not for this user to see
+        return False
 
 
 def clear_record(state: StateDirectory, output: Output) -> None:

@@ -69,7 +69,7 @@ class RevertingDry(Reverting):
         loading = self._being_loaded(module, state)
         if loading:
             return DryRevert(would=loading)
-        latest = latest_entries(entries)
+        latest = latest_entries(entries, kernel)
         names = [module] if module else self.last_first(entries)
         return DryRevert(
             first=tuple(_words(repair) for repair in repairs(entries, kernel)),

@@ -9,9 +9,20 @@ from elivepatch.client.journal import Entry
 from elivepatch.kernel.running import RunningKernel
 
 
-def latest_entries(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The youngest entry of each module that was given to a kernel or taken from it, by its name."""
-    return {e.module.name: e for e in entries if e.module and e.touched_kernel}
+def latest_entries(entries: Sequence[Entry], kernel: RunningKernel) -> dict[str, Entry]:
+    """The youngest entry of each module that was given to a kernel or taken from it, by its name.
+
+    The same name may stand for a module of each of several kernels: those for ``kernel`` come first.
+    """
+    known = [e for e in entries if e.module and e.touched_kernel]
+    known.sort(key=lambda e: e.is_for(kernel) or (e.last is not None and e.last.boot_id == kernel.boot_id))  # stable
+    return {e.module.name: e for e in known if e.module}
+
+
+def speaking(entries: Sequence[Entry]) -> set[str]:
+    """The ids of the youngest entries of each module on each kernel: what came before them has ended."""
+    found = {(e.module.name, e.release, e.build_id): e.id for e in entries if e.module and e.touched_kernel}
+    return set(found.values())
 
 
 def crash_suspect(entry: Entry, kernel: RunningKernel, guard: float) -> str | None:

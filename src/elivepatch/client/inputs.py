@@ -127,4 +127,9 @@ def read_file(path: Path, what: str, limit_bytes: int) -> InputFile:
             f"The {what} {path} is larger than {limit_bytes} bytes.",
             hint="A livepatch is made from a small change; send only what it needs.",
         )
-    return InputFile(name=path.name, data=data)
+    return InputFile(name=_for_people(path.name), data=data)
+
+
+def _for_people(name: str) -> str:
+    """A file's name without what a terminal, a line of a list or JSON could not bear."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)

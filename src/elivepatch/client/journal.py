@@ -14,13 +14,16 @@ import re
 import secrets
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from elivepatch.client.state import StateDirectory, write_whole
+from elivepatch.client.state import StateDirectory, read_regular, write_whole
 from elivepatch.errors import ElivepatchError
 from elivepatch.protocol.models import ChangedFunction
+
+if TYPE_CHECKING:
+    from elivepatch.kernel.running import RunningKernel
 
 StepName = Literal[
     "requested",  # the build is about to be asked for
@@ -49,7 +52,7 @@ class _Model(BaseModel):
 class Step(_Model):
     """A step: when, in which boot (its random boot_id), and what there is to say.
 
-    ``time`` is seconds since the epoch, for people; ``uptime`` is seconds since the host came up.
+    ``time`` is seconds since the epoch, for people; ``uptime`` is seconds that the host had run since it came up.
     """
 
     step: StepName
@@ -118,9 +121,20 @@ class Entry(_Model):
         return self.steps[-1] if self.steps else None
 
     @property
+    def brought_back(self) -> bool:
+        """Whether its last load was to bring back what had been in force in an earlier boot."""
+        names = [taken.step for taken in self.steps]
+        at = len(names) - names[::-1].index("loading") - 1 if "loading" in names else 0
+        return at > 0 and names[at - 1] in {"loaded", "allowed"}
+
+    @property
     def touched_kernel(self) -> bool:
         """Whether the kernel was, or may have been, changed."""
         return any(taken.step in {"loading", "reverting"} for taken in self.steps)
+
+    def is_for(self, kernel: RunningKernel) -> bool:
+        """Whether it is about this very build of a kernel."""
+        return (self.release, self.build_id) == (kernel.release, kernel.build_id)
 
     def at(self, step: StepName) -> Step | None:
         """A step as it was last written."""
@@ -145,15 +159,19 @@ class Journal:
         """
         found: list[Entry] = []
         problems: list[str] = []
-        directory = self.state.journal
-        if not directory.exists():
+        try:
+            paths = sorted(self.state.journal.iterdir())
+        except FileNotFoundError:
             return found, problems
-        for path in sorted(directory.iterdir()):
+        except PermissionError:
+            raise
+        except OSError as error:
+            return found, [f"{self.state.journal} cannot be read: {error.strerror}"]
+        for path in paths:
             if path.name.startswith(".") or path.suffix != ".json":
                 continue
             try:
-                with path.open("rb") as stream:
-                    found.append(Entry.model_validate_json(stream.read(_ENTRY_BYTES)))
+                found.append(Entry.model_validate_json(read_regular(path, _ENTRY_BYTES)))
             except PermissionError:
                 raise
             except FileNotFoundError:  # removed at this moment, as it was old
@@ -171,10 +189,14 @@ class Journal:
         """The number of an entry that comes after all others."""
         return max((entry.number for entry in self.entries()[0]), default=0) + 1
 
-    def latest_of(self, module: str) -> Entry | None:
-        """The youngest entry of a module that was given to the kernel or taken from it."""
+    def latest_of(self, module: str, kernel: RunningKernel | None = None) -> Entry | None:
+        """The youngest entry of a module that was given to the kernel or taken from it.
+
+        Where there are some for ``kernel`` it is the youngest of these.
+        """
         entries, _ = self.entries()
-        return next((e for e in reversed(entries) if e.module and e.module.name == module and e.touched_kernel), None)
+        known = [e for e in reversed(entries) if e.module and e.module.name == module and e.touched_kernel]
+        return next((e for e in known if kernel and e.is_for(kernel)), known[0] if known else None)
 
 
 class Record:
@@ -202,20 +224,26 @@ class Record:
         self.note(steps=(*self.entry.steps, taken), **changes)
 
     def fail(self, detail: str, *, boot_id: str | None) -> None:
-        """Write that it ended here, if that can be written: there is an error on its way that says more."""
+        """Write that it ended here, if that can be written: there is an error on its way that says more.
+
+        What is in force has not failed, whatever came behind that.
+        """
+        if self.entry.last and self.entry.last.step == "loaded":
+            return
         with contextlib.suppress(ElivepatchError):
             self.step("failed", boot_id=boot_id, detail=detail)
 
     def note(self, **changes: object) -> None:
         """Write what became known (fields of the entry) without a step."""
-        self.entry = self.entry.model_copy(update=changes)
+        entry = self.entry.model_copy(update=changes)
         self._state.prepare(self._state.journal)
-        write_whole(self.path, (self.entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+        write_whole(self.path, (entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+        self.entry = entry
 
 
 def uptime() -> float:
-    """Seconds since the host came up, those that it slept included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Seconds that the host has run since it came up; while it sleeps, a livepatch shows nothing of itself."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def new_id() -> str:

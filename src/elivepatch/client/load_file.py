@@ -25,7 +25,7 @@ from elivepatch.client.acceptance import (
 from elivepatch.client.activation import FORCE_WARNING, Activation, is_present
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import named_cves, read_file, read_patches
-from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
+from elivepatch.client.journal import Entry, Journal, Record, StoredModule, new_id
 from elivepatch.client.outcome import ModuleOnHost, Outcome
 from elivepatch.client.output import Output, finding_text
 from elivepatch.client.plan import Plan, PlannedPatch, keep_patches, make_plan
@@ -95,11 +95,11 @@ class FileLoad:
             report = self._report(self.wish.report)
             module = self._checked(data, report, kernel)
         state = StateDirectory(self.settings.state_dir, self.host.user)
-        with state.locked():
+        with state.locked(patience=10):
             Settling(self.host, self.settings, state, self.output).run(kernel)
             kernel = running_kernel(self.host.root)
             digest = hashlib.sha256(data).hexdigest()
-            stored = state.modules(module.release) / f"{module.name}.ko"
+            stored = state.place_for(module.release, module.name, digest)
             outcome = Outcome(
                 status="present",
                 exit_status=0,
@@ -112,7 +112,7 @@ class FileLoad:
             plan = self._plan(module, kernel, state)
             entry = self._entry(report, module, plan, kernel, outcome)
             entry = entry.model_copy(update={"parameters": parameters})
-            return self._load(data, entry, module, plan, kernel, state, outcome)
+            return self._load(data, stored, entry, module, plan, kernel, state, outcome)
 
     def _parameters(self) -> str:
         """The module's parameters as the kernel parses them. Raises InvalidInputError."""
@@ -218,6 +218,7 @@ class FileLoad:
     def _load(
         self,
         data: bytes,
+        stored: Path,
         entry: Entry,
         module: AcceptedModule,
         plan: Plan,
@@ -225,7 +226,6 @@ class FileLoad:
         state: StateDirectory,
         outcome: Outcome,
     ) -> Outcome:
-        stored = state.modules(module.release) / f"{module.name}.ko"
         record = Journal(state).begin(entry)
         record.step("received", boot_id=kernel.boot_id, detail="from a file")
         try:
@@ -243,7 +243,7 @@ class FileLoad:
                 force=self.wish.force,
             )
             if module.functions is None:
-                record.note(changed=self._functions(module.name))
+                self._note_functions(record, module.name)
         except ElivepatchError as error:
             record.fail(error.message, boot_id=kernel.boot_id)
             raise
@@ -262,6 +262,12 @@ class FileLoad:
                 "warnings": tuple(self.warnings),
             }
         )
+
+    def _note_functions(self, record: Record, name: str) -> None:
+        try:
+            record.note(changed=self._functions(name))
+        except ElivepatchError as error:  # it is in force
+            self._warn(f"the journal could not be told what {name} changes: {error.message}")
 
     def _functions(self, name: str) -> tuple[ChangedFunction, ...]:
         """What the kernel says that the livepatch changes."""

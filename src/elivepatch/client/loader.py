@@ -21,7 +21,7 @@ from elivepatch import process
 from elivepatch.client.host import Host
 from elivepatch.client.load_errors import LOG_HINT, SIGNATURE_HINT, load_error
 from elivepatch.client.transition import POLL, Transition, named
-from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError
+from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError, UnfinishedError
 from elivepatch.kernel.module_file import ModuleFile
 from elivepatch.kernel.running import Livepatch, livepatch, livepatches, module_policy, taint
 
@@ -49,7 +49,7 @@ class Loaded:
         return (self.taint_after or 0) & ~(self.taint_before or 0) & ~expected
 
 
-class ModuleStaysError(HostError):
+class ModuleStaysError(UnfinishedError):
     """The livepatch is disabled, and the kernel does not let go of its module."""
 
 
@@ -114,7 +114,8 @@ class Loader:
         With ``force`` a transition that does not finish in time is ended by force. Whatever else goes wrong after the
         kernel took the module is undone, and as long as the transition had not finished, what it would have replaced
         stays in force. Raises HostError where the kernel refuses it, ModuleRejectedError where it is not what it should
-        be, TransitionTimeoutError, naming the tasks, where the transition did not finish.
+        be, TransitionTimeoutError, naming the tasks, where the transition did not finish, UnfinishedError where it
+        could not be undone.
         """
         name = module.name or ""
         self.check_policy(module)
@@ -295,10 +296,11 @@ class Loader:
         if livepatch(name, self.host.root) is None and not (self.host.root / "sys/module" / name).exists():
             self.record("undone")
             return
-        self.record("undoing")
-        self.tell(f"undoing the load of {name}")
+        with contextlib.suppress(KeyboardInterrupt):  # who is impatient before it has begun means just this
+            self.record("undoing")
         transition = self._transition(name)
         try:
+            self.tell(f"undoing the load of {name}")
             patch = livepatch(name, self.host.root)
             if patch and patch.enabled:
                 transition.switch(on=False)
@@ -314,11 +316,13 @@ class Loader:
                 raise HostError(
                     f"Before the load there were {_states(before)}, now there are {_states(after)}.", hint=LOG_HINT
                 )
-        except HostError as left:
-            raise HostError(
-                f"{error} Undoing it did not succeed: {left.message}",
-                hint="Look with 'elivepatch status', and once nothing moves any more use 'elivepatch revert'. A "
-                "livepatch that was replaced does not come back: ask for its patches again.",
+        except (HostError, KeyboardInterrupt) as left:
+            began = str(error) or f"The load of {name} was interrupted."
+            why = left.message if isinstance(left, HostError) else "it was interrupted while it was undone."
+            raise UnfinishedError(
+                f"{began} Undoing it did not succeed: {why}",
+                hint="Look with 'elivepatch status', and once nothing moves any more use 'elivepatch repair', which "
+                "undoes it. A livepatch that was replaced does not come back: ask for its patches again.",
             ) from error
         self.record("undone")
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: How many findings of one rule are shown; ``--json`` has them all.
 FINDINGS_SHOWN = 10
+#: A pipe in place of the log must not keep anybody waiting.
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def printable(text: str) -> str:
@@ -49,8 +51,13 @@ def _plain(text: str) -> str:
     return escape(printable(text).replace("\n", " "))
 
 
+def _quietly(call: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):
+        call()
+
+
 def _append(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, _APPEND, 0o600)
     try:
         os.write(descriptor, text.encode("utf-8", "replace"))
     finally:
@@ -99,19 +106,23 @@ class Output:
         if self._terminal is None:
             yield
             return
-        with self._terminal.status(what) as self._status:
+        with contextlib.ExitStack() as stack:
+            self._status = status = self._terminal.status(what)
+            stack.callback(_quietly, status.stop)
+            _quietly(status.start)
             try:
                 yield
             finally:
                 self._status = None
 
     def line(self, text: str, *, style: str = "") -> None:
-        """A line about what is done."""
+        """A line about what is done. A terminal that is gone, or a full disk behind it, keeps nothing from it."""
         self._note(text)
-        if self._terminal:
-            self._terminal.print(printable(text), style=style, markup=False, emoji=False, soft_wrap=True)
-        else:
-            click.echo(printable(text), err=True)
+        with contextlib.suppress(OSError):
+            if self._terminal:
+                self._terminal.print(printable(text), style=style, markup=False, emoji=False, soft_wrap=True)
+            else:
+                click.echo(printable(text), err=True)
 
     def debug(self, text: str) -> None:
         """A line that only those see who asked for more."""
@@ -129,16 +140,21 @@ class Output:
             self.debug(f"    {event.message}")
         elif event.kind == "step" and self._status is not None and not self.debug_wanted:
             self._note(f"server: {message}")
-            self._status.update(_plain(message))
+            self._show(message)
         else:
             self.line(f"server: {message}")
 
     def own_event(self, event: Event) -> None:
         """What this program does itself: how far it is only a terminal shows, in place."""
         if self._status is not None and event.fraction is not None:
-            self._status.update(_plain(f"{event.message} {event.fraction:4.0%}"))
+            self._show(f"{event.message} {event.fraction:4.0%}")
         elif event.fraction is None:
             self.line(event.message)
+
+    def _show(self, text: str) -> None:
+        if self._status is not None:
+            with contextlib.suppress(OSError):
+                self._status.update(_plain(text))
 
     def diagnosis(self, finding: Diagnosis) -> None:
         """A finding about the input: rule, place, reason, what to do."""

@@ -138,7 +138,13 @@ class Overlays:
                 require_trusted(path, self.host.user)
         keys = PinnedKeys(settings.keys, settings.allowed_signers)
         directory = self._state.path / "overlays" / name
-        if directory.exists():
+        try:
+            fetched = directory.exists()
+        except PermissionError as error:
+            raise HostError(
+                f"The overlay {name} below {directory} may not be read.", hint="Run this as root."
+            ) from error
+        if fetched:
             require_trusted(directory, self.host.user)
         return Mirror(directory, settings.url, settings.branch, keys)
 

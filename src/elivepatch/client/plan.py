@@ -196,7 +196,7 @@ def record_replaced(
     journal = Journal(state)
     gone = tuple(name for name in names if name not in held)
     for name in gone:
-        entry = journal.latest_of(name)
+        entry = journal.latest_of(name, kernel)
         last = entry.last if entry else None
         if entry and last and last.boot_id == kernel.boot_id and last.step in {"loaded", *_INTERRUPTED}:
             journal.begin(entry).step("replaced", boot_id=kernel.boot_id, detail=detail, replaced_by=by)
@@ -211,7 +211,7 @@ def _all_known(kernel: RunningKernel, state: StateDirectory) -> list[Active]:
     journal = _journal(state)
     found: list[Active] = []
     for held in _enabled(kernel):
-        entry = journal.latest_of(held.name)
+        entry = journal.latest_of(held.name, kernel)
         reason = _not_ours(held, entry, kernel)
         if reason or entry is None:
             raise HostError(
@@ -286,7 +286,7 @@ def _dropped(kernel: RunningKernel, state: StateDirectory, new: Sequence[InputFi
     kept = {file.sha256 for file in new}
     found: list[DroppedLivepatch] = []
     for held in _enabled(kernel):
-        entry = journal.latest_of(held.name) if journal else None
+        entry = journal.latest_of(held.name, kernel) if journal else None
         ours = entry is not None and _not_ours(held, entry, kernel) is None
         patches = entry.patches if entry and ours else ()
         lost = tuple(patch.name for patch in patches if patch.sha256 not in kept)

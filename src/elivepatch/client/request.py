@@ -316,8 +316,8 @@ class RequestRun:
         )
         if self.record is None:
             return outcome
-        with state.locked():
-            stored = state.modules(module.release) / f"{module.name}.ko"
+        with state.locked(patience=10):
+            stored = state.place_for(module.release, module.name, on_host.sha256)
             on_host = on_host.model_copy(update={"stored": str(stored)})
             known = StoredModule(name=module.name, sha256=on_host.sha256, size=on_host.size, path=str(stored))
             if load and is_present(module.name, on_host.sha256, kernel, state, self.host):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elivepatch.client.acceptance import MODULE_NAME, kernel_name
+from elivepatch.client.activation import last_step
 from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
@@ -18,7 +19,7 @@ from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
 from elivepatch.client.state import LockedError, StateDirectory
-from elivepatch.errors import ElivepatchError, HostError, InvalidInputError
+from elivepatch.errors import DiskFullError, ElivepatchError, HostError, InvalidInputError, UnfinishedError
 from elivepatch.kernel.running import RunningKernel, livepatch, livepatches, running_kernel
 from elivepatch.protocol.models import Model
 
@@ -68,8 +69,9 @@ class Reverting:
         """
         module = self.module_of(name)
         with self._locked(module) as (state, interrupted):
-            entry = Journal(state).latest_of(module)
-            if interrupted and entry and livepatch(module, self.host.root) is None:
+            entry = Journal(state).latest_of(module, running_kernel(self.host.root))
+            given_up = entry is not None and last_step(entry) in WAITING  # by 'boot', which would try again
+            if interrupted and entry and not given_up and livepatch(module, self.host.root) is None:
                 return _reverted(module, entry, 0, note="the load that was under way was undone")
             return self._revert(module, state)
 
@@ -81,7 +83,7 @@ class Reverting:
 
     def last_first(self, entries: Sequence[Entry]) -> list[str]:
         """The livepatches that the kernel holds, the last one first."""
-        latest = latest_entries(entries)
+        latest = latest_entries(entries, running_kernel(self.host.root))
         names = [patch.name for patch in livepatches(self.host.root)]
         return sorted(names, key=lambda name: latest[name].number if name in latest else 0, reverse=True)
 
@@ -151,8 +153,10 @@ class Reverting:
     def _revert(self, module: str, state: StateDirectory) -> Reverted:
         kernel = running_kernel(self.host.root)
         journal = Journal(state)
-        entry = journal.latest_of(module)
-        waiting = entry is not None and entry.last is not None and entry.last.step in WAITING
+        entry = journal.latest_of(module, kernel)
+        if entry and not entry.is_for(kernel) and livepatch(module, self.host.root):
+            entry = None  # it bears the name of one that waits for another kernel
+        waiting = last_step(entry) in WAITING
         # one that was disabled by hand has its module in the kernel still
         if entry and waiting and livepatch(module, self.host.root) is None and not self._left_over(module):
             return self._forget(module, entry, journal, kernel)
@@ -163,7 +167,10 @@ class Reverting:
         record = journal.begin(entry)
 
         def step(taken: LoaderStep) -> None:
-            record.step(taken, boot_id=kernel.boot_id)
+            try:
+                record.step(taken, boot_id=kernel.boot_id)
+            except DiskFullError as error:  # a livepatch may be what fills it
+                self.output.warn(f"the journal could not be written: {error.message}")
 
         loader = Loader(self.host, self.settings.transition_timeout, self.output.line, step)
         began = len(entry.steps)
@@ -183,7 +190,13 @@ class Reverting:
                 turned_round = record.entry.steps[-1].step == "undone"
                 record.step("loaded" if turned_round else "failed", boot_id=kernel.boot_id, detail=error.message)
             raise
-        record.step("reverted", boot_id=kernel.boot_id, detail=note)
+        try:
+            record.step("reverted", boot_id=kernel.boot_id, detail=note)
+        except DiskFullError as error:
+            raise UnfinishedError(
+                f"{module} is reverted, and the journal could not be told: {error.message}",
+                hint=f"Make room, then run 'elivepatch revert {module}' again, or it is loaded at the next boot.",
+            ) from error
         return _reverted(module, entry, seconds, note=note)
 
     def _left_over(self, module: str) -> bool:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from elivepatch.client.entries import crash_suspect, latest_entries, replaced_unsaid
+from elivepatch.client.entries import crash_suspect, replaced_unsaid, speaking
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Entry, Journal, StepName, uptime
 from elivepatch.client.loader import Loader, ModuleStaysError
@@ -26,12 +26,13 @@ from elivepatch.client.prune import prune
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory
 from elivepatch.client.transition import Transition
-from elivepatch.errors import HostError, TransitionTimeoutError
+from elivepatch.errors import HostError, ModuleRejectedError, TransitionTimeoutError
 from elivepatch.kernel.running import Livepatch, RunningKernel, livepatch, running_kernel
 
 #: Steps after which a livepatch is in force no more.
-_ENDED = {"replaced", "reverted", "undone"}
+_ENDED = {"replaced", "reverted", "undone", "failed", "allowed"}
 _FOUND = "the client was interrupted; the kernel has the livepatch in force"
+_AGAIN = "its load was undone when the host came up, which is tried again"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Repair:
 
 def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]:
     """What there is to make good; ``entries`` are in the order of the journal."""
-    latest = latest_entries(entries)
+    latest = speaking(entries)
     held = {patch.name: patch for patch in kernel.livepatches}
     for entry in entries:
         last = entry.last
@@ -59,7 +60,7 @@ def repairs(entries: Sequence[Entry], kernel: RunningKernel) -> Iterator[Repair]
             yield Repair(entry, "write", "failed", "the host went down before the module was loaded")
         elif not entry.touched_kernel or entry.module is None:
             continue
-        elif latest[name] is not entry:
+        elif entry.id not in latest:
             if last.step == "loaded":
                 yield Repair(entry, "write", "replaced", "it was loaded again later", name)
         else:
@@ -86,12 +87,16 @@ def _here(entry: Entry, held: Livepatch | None) -> Repair | None:
     if step in {"loading", "forcing"} and held and held.enabled and not held.transition and _same(entry, held):
         return Repair(entry, "write", "loaded", _FOUND)
     if step in {"loading", "forcing", "undoing"}:
-        return Repair(entry, "remove", "undone", "the client was interrupted before the load had ended")
+        ended: StepName = "allowed" if entry.brought_back else "undone"
+        return Repair(entry, "remove", ended, "the client was interrupted before the load had ended")
+    if step == "undone" and entry.brought_back:
+        return Repair(entry, "write", "allowed", _AGAIN)
     before = entry.steps[-2].step if len(entry.steps) > 1 else None
     if step == "failed" and before in {"undoing", "reverting"} and held:
-        ended: StepName = "undone" if before == "undoing" else "reverted"
+        ended = "undone" if before == "undoing" else "reverted"
         return Repair(entry, "remove", ended, "what had not come to its end then was finished")
-    if step == "failed" and before in {"loading", "forcing"} and held and not held.transition and _same(entry, held):
+    told = before == "loaded" or (before in {"loading", "forcing"} and held and (entry.unproven or _same(entry, held)))
+    if step == "failed" and told and held and held.enabled and not held.transition:
         return Repair(entry, "write", "loaded", _FOUND)
     return None
 
@@ -111,11 +116,14 @@ def _earlier(entry: Entry) -> Repair | None:
     if step == "reverting" or (step == "undoing" and _turning(entry)):
         return Repair(entry, "write", "reverted", "the host went down while it was being reverted")
     if step == "undoing":
-        return Repair(entry, "write", "undone", "the host went down while the load was being undone")
+        ended: StepName = "guarded" if entry.brought_back else "undone"
+        return Repair(entry, "write", ended, "the host went down while the load was being undone")
+    if step == "undone" and entry.brought_back:
+        return Repair(entry, "write", "allowed", _AGAIN)
     return None
 
 
-def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: RunningKernel) -> Iterator[Repair]:
+def _displaced(entries: Sequence[Entry], latest: set[str], kernel: RunningKernel) -> Iterator[Repair]:
     """Livepatches that a later one of the same kernel took the place of, though nobody came to write that down."""
     ended = replaced_unsaid(entries, kernel)
     newest: dict[tuple[str, str | None], str] = {}
@@ -123,7 +131,7 @@ def _displaced(entries: Sequence[Entry], latest: dict[str, Entry], kernel: Runni
         name = entry.module.name if entry.module else ""
         place = (entry.release, entry.build_id)
         last = entry.last
-        if latest.get(name) is not entry or last is None or entry.at("loaded") is None or entry.unproven:
+        if entry.id not in latest or last is None or entry.at("loaded") is None or entry.unproven:
             continue
         if last.step == "loaded" and last.boot_id == kernel.boot_id and name in ended:
             yield Repair(entry, "write", "replaced", "a later livepatch took its place", ended[name])
@@ -184,11 +192,17 @@ class Settling:
 
     def _unload_left_over(self, entries: Sequence[Entry], kernel: RunningKernel) -> None:
         """Unload modules of livepatches that ended in this boot: they patch nothing any more."""
-        for entry in latest_entries(entries).values():
+        latest = speaking(entries)
+        for entry in entries:
             name = entry.module.name if entry.module else ""
             last = entry.last
             ended = last is not None and last.step in _ENDED and last.boot_id == kernel.boot_id and not entry.forced
-            if name and ended and livepatch(name, self.host.root) is None and self._loader().left_over(name):
+            if (
+                entry.id in latest
+                and ended
+                and livepatch(name, self.host.root) is None
+                and self._loader().left_over(name)
+            ):
                 left = self._loader().unload_replaced(name)
                 self.output.line(f"the module {name} is unloaded" if left is None else f"note: {left}")
 
@@ -210,13 +224,22 @@ class Settling:
             elif repair.action == "keep":
                 self._keep(name)
             if repair.step == "loaded":
-                self._loader().await_replaced(name, frozenset(repair.entry.replaces))
+                repair = self._replacing(repair, name)
         except HostError as error:
             self.output.warn(f"{name} could not be set right: {error.message} {error.hint or ''}".rstrip())
             return
         self._write(repair, journal, kernel)
         if repair.step == "loaded":
             record_replaced(repair.entry.replaces, name, kernel, self.state, self.host.root)
+
+    def _replacing(self, repair: Repair, name: str) -> Repair:
+        """Wait for the end of what it replaced; one that replaces nothing is undone, as it would have been."""
+        try:
+            self._loader().await_replaced(name, frozenset(repair.entry.replaces))
+        except ModuleRejectedError as error:
+            self._remove(name)
+            return replace(repair, step="undone", detail=error.message)
+        return repair
 
     def _loader(self) -> Loader:
         return Loader(self.host, self.settings.transition_timeout, self.output.line)
@@ -239,7 +262,7 @@ class Settling:
 
     def _sweep(self) -> None:
         """Remove files that were being written when the host went down; those of this boot may be somebody's."""
-        began = time.time() - uptime()
+        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         for directory in (self.state.path, self.state.journal, self.state.patches, *_below(self.state.path)):
             for path in directory.glob(".*.new"):
                 with contextlib.suppress(OSError):

@@ -6,18 +6,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from elivepatch.errors import DiskFullError, HostError, InvalidInputError, InvalidSettingError
+from elivepatch.protocol import limits
 
 #: Seconds that a lock is waited for, and between two tries.
 _LOCK_PATIENCE = 0.5
 _LOCK_POLL = 0.05
+
+#: How many links the kernel follows in one name (MAXSYMLINKS in include/linux/namei.h).
+_LINKS = 40
 
 DEFAULT_STATE = Path("/var/lib/elivepatch-client")
 
@@ -54,8 +59,25 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         ) from error
 
 
+def read_regular(path: Path, limit_bytes: int) -> bytes:
+    """The first bytes of a file, at most ``limit_bytes``. Raises OSError, also for a link, a pipe or a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return stream.read(limit_bytes)
+
+
 def check_output(path: Path) -> None:
-    """Check that a file can be put there, before the work is done. Raises InvalidInputError."""
+    """Check that a file can be put there, before the work is done. Raises InvalidInputError.
+
+    What is put there takes the place of what it finds: of a file, but never of a device, a pipe or a link.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise InvalidInputError(
+            f"{path} cannot be written: it is no file but a link, a device or a pipe.",
+            hint="Give the name of a file, new or old; it is written whole.",
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise InvalidInputError(
             f"{path} cannot be written: that is a directory, or its directory is not there.",
@@ -73,35 +95,63 @@ def sync_directory(path: Path) -> None:
 
 
 def require_trusted(path: Path, user: int) -> None:
-    """Check that nobody but root and ``user`` can change what ``path`` names: not it, nor a directory above it.
+    """Check that nobody but root and ``user`` can change what ``path`` names: not it, nor a directory or link above it.
 
     A directory with the sticky bit (/tmp) may stand above, for nobody can rename what is not theirs in it. Raises
     InvalidSettingError, which names the path that others can write to.
     """
-    resolved = path.resolve()
-    for place in (resolved, *resolved.parents):
-        try:
-            status = place.lstat()
-        except OSError as error:
-            raise InvalidSettingError(
-                f"{place} cannot be looked at: {error.strerror}.", hint="Run this as root, or name another place."
-            ) from error
-        above_and_sticky = place != resolved and status.st_mode & stat.S_ISVTX
+    try:
+        places = [(place, place.lstat()) for place in _on_the_way(path)]
+    except OSError as error:
+        raise InvalidSettingError(
+            f"{error.filename or path} cannot be looked at: {error.strerror}.",
+            hint="Run this as root, or name another place.",
+        ) from error
+    for place, status in reversed(places):
+        above_and_sticky = place != places[-1][0] and status.st_mode & stat.S_ISVTX
         if status.st_uid not in {0, user}:
             raise InvalidSettingError(
                 f"{place} belongs to user {status.st_uid}, who could change what is loaded into this kernel.",
                 hint=f"Give it to root: chown root {place}",
             )
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above_and_sticky:
+        open_to_all = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode)
+        if open_to_all and not above_and_sticky:
             raise InvalidSettingError(
                 f"{place} can be written to by others, who could change what is loaded into this kernel.",
                 hint=f"Take that away: chmod go-w {place}",
             )
 
 
+def _on_the_way(path: Path) -> Iterator[Path]:
+    """All that is passed on the way to what ``path`` names, links and what they lead through included; that last.
+
+    Raises OSError.
+    """
+    todo = list(reversed(path.absolute().parts))
+    at = Path("/")
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            at = at.parent
+            continue
+        place = at / part
+        yield place
+        if not place.is_symlink():
+            at = place
+            continue
+        links += 1
+        if links > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        todo += reversed(place.readlink().parts)
+
+
 def _make(path: Path) -> None:
     try:
+        new = [place for place in (path, *path.parents) if not place.exists()]
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in reversed(new):  # or a power cut takes it away with all that was written in it since
+            sync_directory(place.parent)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(
@@ -151,6 +201,18 @@ class StateDirectory:
         """Where the modules for a kernel release lie."""
         return self.path / "modules" / release
 
+    def place_for(self, release: str, name: str, sha256: str) -> Path:
+        """Where a module for a kernel release is to be put: what lies there and is another is left alone.
+
+        The journal may name that one, to be loaded when the host comes up, whatever becomes of the new one.
+        """
+        place = self.modules(release) / f"{name}.ko"
+        try:
+            there = hashlib.sha256(read_regular(place, limits.MODULE_BYTES + 1)).hexdigest()
+        except OSError:
+            there = sha256
+        return place if there == sha256 else place.with_name(f"{name}-{sha256[:12]}.ko")
+
     def prepare(self, *directories: Path) -> None:
         """Make the directory and those below it with mode 0700, and check that nobody else can write to them.
 
@@ -185,20 +247,40 @@ class StateDirectory:
         Raises LockedError where another holds it for longer than ``patience`` seconds, HostError where it cannot be.
         """
         self.prepare()
-        path = self.path / "lock"
+        descriptor = self._open_lock()
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
-        try:
-            if not _lock(descriptor, patience):
-                raise LockedError(
-                    f"Another elivepatch (process {_process_in(descriptor)}) is changing this kernel.",
-                    hint="Wait until it has ended, then try again.",
-                )
+            while True:
+                if not _lock(descriptor, patience):
+                    raise LockedError(
+                        f"Another elivepatch (process {_process_in(descriptor)}) is changing this kernel.",
+                        hint="Wait until it has ended, then try again.",
+                    )
+                if self._is_lock(descriptor):
+                    break
+                self.prepare()  # 'uninstall' had it before, and has removed it
+                gone, descriptor = descriptor, self._open_lock()
+                os.close(gone)
             with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, only its holder not named
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            yield
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # the number will be another process's
+                    os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        path = self.path / "lock"
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
+
+    def _is_lock(self, descriptor: int) -> bool:
+        """Whether what was locked is the file that the next one will open."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat())
+        except OSError:
+            return False

@@ -106,7 +106,7 @@ def host_status(host: Host, state_dir: Path, *, guard: float = 600) -> HostStatu
     except PermissionError:
         readable = False
         problems.append(f"The journal below {state_dir} may not be read: run this as root.")
-    latest = latest_entries(entries)
+    latest = latest_entries(entries, kernel)
     known = readable and not busy
     found = HostStatus(
         release=kernel.release,
@@ -132,12 +132,11 @@ def absent_livepatches(kernel: RunningKernel, entries: Sequence[Entry], guard: f
     """The livepatches that the running kernel might be expected to hold, the youngest first."""
     held = {patch.name for patch in kernel.livepatches}
     shadowed = False
-    latest = latest_entries(entries)
+    latest = latest_entries(entries, kernel)
     for entry in reversed(entries):
         name = entry.module.name if entry.module else ""
         last = entry.last
-        ours = entry.release == kernel.release and entry.build_id == kernel.build_id
-        if last is None or not ours or latest.get(name) is not entry or name in held or entry.unproven:
+        if last is None or not entry.is_for(kernel) or latest.get(name) is not entry or name in held or entry.unproven:
             shadowed = shadowed or (name in held and not entry.unproven)
             continue
         suspect = crash_suspect(entry, kernel, guard)
@@ -195,6 +194,8 @@ def disagreements(kernel: RunningKernel, latest: dict[str, Entry], replaced: Map
             yield f"{name} is loaded but disabled."
         elif patch.transition:
             yield f"{name} is in transition {'to' if patch.enabled else 'back from'} the patched code."
+        elif entry.last and (entry.last.boot_id != kernel.boot_id or entry.last.step in {"guarded", "allowed"}):
+            yield f"The kernel holds {name}, which elivepatch did not load in this boot."
     for name, entry in latest.items():
         last = entry.last
         if last is None:

@@ -7,9 +7,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Journal
 from elivepatch.client.output import Output
@@ -21,7 +21,7 @@ from elivepatch.kernel.running import livepatches
 from elivepatch.protocol.models import Model
 
 #: What the client puts into its directory; whatever else lies there is not its own.
-_OURS = ("journal", "modules", "patches", "overlays", "commits", "image.json", "lock")
+_OURS = ("journal", "modules", "patches", "overlays", "commits", "image.json", "cves-cleared", "lock")
 
 
 class Uninstalled(Model):
@@ -69,17 +69,37 @@ class Uninstalling:
     def _ours(self) -> list[str]:
         """The livepatches of this client that the kernel holds."""
         state = StateDirectory(self.settings.state_dir, self.host.user)
-        known = latest_entries(Journal(state).entries()[0])
+        try:
+            known = {
+                entry.module.name for entry in Journal(state).entries()[0] if entry.module and entry.touched_kernel
+            }
+        except PermissionError as error:
+            raise HostError(f"The journal below {state.path} may not be read.", hint="Run this with sudo.") from error
         return [patch.name for patch in livepatches(self.host.root) if patch.name in known]
 
     def _remove(self, state: StateDirectory) -> None:
         require_trusted(state.path, state.user)
         with state.locked():
-            for name in _OURS:
-                place = state.path / name
-                if place.is_dir() and not place.is_symlink():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink(missing_ok=True)
+            meanwhile = [] if self.keep_loaded else self._ours()
+            if meanwhile:
+                raise HostError(
+                    f"{', '.join(meanwhile)} was loaded meanwhile, by another elivepatch; nothing was removed.",
+                    hint="Wait until nobody loads anything any more, then do it again.",
+                )
+            try:
+                for place in (*state.path.glob(".*.new"), *(state.path / name for name in _OURS)):
+                    _remove(place)
+            except OSError as error:
+                raise HostError(
+                    f"{error.filename or state.path} cannot be removed: {error.strerror}.",
+                    hint="What was in force is reverted; see to that file system, then do it again.",
+                ) from error
         with contextlib.suppress(OSError):  # a mount point, or something that is not ours lies there
             state.path.rmdir()
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
