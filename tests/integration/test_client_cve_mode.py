@@ -105,6 +105,19 @@ def test_what_can_be_closed_is_loaded_and_recorded(rig: Rig) -> None:
     assert rig.steps()[-1] == "loaded"
 
 
+def test_what_is_only_stored_closes_nothing(rig: Rig) -> None:
+    settings = rig.tmp / "client.toml"
+    settings.write_text("load = false\n")
+    settings.chmod(0o600)
+    rig.run("-l", patch=False)
+    rig.server.reports = [PLAN]
+    result = rig.run("-c", settings, "-e", "--yes", "--json", patch=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["status"], found["closed"], found["outcome"]["status"]) == ("stored", [], "stored")
+    assert (rig.state / "cves-cleared").exists()
+
+
 def test_the_table_says_what_will_happen(rig: Rig) -> None:
     rig.server.reports = [PLAN]
     result = rig.run("-e", "--yes", patch=False)

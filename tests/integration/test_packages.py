@@ -81,6 +81,7 @@ def test_the_client_is_installed_and_removed_without_a_trace(host: CleanHost, de
         assert (host.root / f"etc/systemd/system/multi-user.target.wants/{unit}").is_symlink()
     assert (host.root / "etc/systemd/system/timers.target.wants/elivepatch-alive.timer").is_symlink()
     assert (host.root / "usr/share/bash-completion/completions/elivepatch").is_file()
+    (host.root / "var/lib/elivepatch-client/journal").mkdir(parents=True)
     host.run("dpkg", "--purge", "elivepatch")
     left = set(host.files()) - set(before)
     assert not {name for name in left if "elivepatch" in name}

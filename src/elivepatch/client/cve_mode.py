@@ -37,12 +37,13 @@ _CLEARED = "cves-cleared"
 class CveOutcome(Model):
     """How the CVE mode ended.
 
-    ``status``: ``listed`` (nothing was tried), ``planned`` (nothing was loaded), ``applied``, ``nothing`` (there is
-    nothing that can be closed now), ``declined``, ``refused`` (see ``outcome``). ``closed`` are the vulnerabilities
-    that the livepatches in force fix now.
+    ``status``: ``listed`` (nothing was tried), ``planned`` (nothing was loaded), ``applied``, ``stored`` (fetched,
+    and not loaded, as ``load = false`` of the settings says), ``nothing`` (there is nothing that can be closed now),
+    ``declined``, ``refused`` (see ``outcome``). ``closed`` are the vulnerabilities that the livepatches in force fix
+    now.
     """
 
-    status: Literal["listed", "planned", "applied", "nothing", "declined", "refused"]
+    status: Literal["listed", "planned", "applied", "stored", "nothing", "declined", "refused"]
     exit_status: int
     kernel: str
     scan: CveScan
@@ -200,13 +201,14 @@ class CveRun:
             cves=tuple(works),
         )
         outcome = RequestRun(wish, self.settings, self.host, self.output, self.warnings).run()
-        done = outcome.status in {"loaded", "present", "stored"}
+        in_force = outcome.status in {"loaded", "present"}
+        status = "applied" if in_force else "stored" if outcome.status == "stored" else "refused"
         return ended.model_copy(
             update={
-                "status": "applied" if done else "refused",
+                "status": status,
                 "exit_status": outcome.exit_status,
                 "outcome": outcome,
-                "closed": tuple(sorted({*closed, *works})) if outcome.status in {"loaded", "present"} else closed,
+                "closed": tuple(sorted({*closed, *works})) if in_force else closed,
                 "warnings": tuple(self.warnings),
             }
         )
