@@ -48,7 +48,7 @@ class RewindError(SourceRejectedError):
     code = "overlay-rewound"
     default_hint = (
         "What was here stays. Whoever runs the overlay knows whether its history was rewritten on purpose; then "
-        "'elivepatch overlay sync --allow-rewind' takes it, once."
+        "'overlay sync --allow-rewind NAME' (of elivepatch on a host, of elivepatch-server on a server) takes it, once."
     )
 
 
@@ -147,6 +147,9 @@ class Mirror:
                 what = f"{'The tag' if tag else 'The head'} {found[:12]} of the overlay {name}"
                 signer = None
                 if self.keys:
+                    if self.ref.startswith("refs/tags/") and not tag:
+                        # its commit may be signed: that it is the one the tag means nobody has signed
+                        raise SignatureRejectedError(f"{self.ref} of the overlay {name} is refused: no signed tag.")
                     signer = require_signed(git, found, tag=tag, keys=self.keys, what=what)
                     if tag:
                         self._check_tag_name(git, found, what)
