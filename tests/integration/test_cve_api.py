@@ -152,8 +152,19 @@ def test_what_is_no_list_of_modules_hides_nothing(tmp_path: Path, text: str) -> 
 
 def test_a_plan_that_cannot_be_written_is_refused_before_it_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    below = str(tmp_path / "file/below")
+    done = program("plan", "--kernel", "x", "-o", below, ELIVEPATCH_DATA=str(tmp_path / "data"))
+    assert (done.returncode, f"{below} cannot be made" in done.stderr) == (2, True), done.stderr
     done = program("plan", "--kernel", "x", "-o", str(tmp_path / "file"), ELIVEPATCH_DATA=str(tmp_path / "data"))
-    assert (done.returncode, "is not a directory" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "cannot be made: File exists" in done.stderr) == (2, True), done.stderr
+
+
+def test_what_of_a_release_is_looked_at_is_said(tmp_path: Path) -> None:
+    feed = str(write_feed(tmp_path / "feed", FEED))
+    for text, noted in (("6.1", False), ("6.1.0", False), ("6.1.170", False), ("6.1.0-47-cloud-amd64", True)):
+        done = program("scan", "--version", text, "--feed", feed, ELIVEPATCH_DATA=str(tmp_path / "data"))
+        said = f"of '{text}' only 6.1 is looked at" in done.stderr
+        assert (done.returncode, said) == (0, noted), (text, done.stderr)
 
 
 def test_sync_then_scan(tmp_path: Path) -> None:

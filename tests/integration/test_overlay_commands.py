@@ -166,7 +166,7 @@ def test_settings_that_cannot_be_used(rig: HostRig, text: str) -> None:
     rig.configure(team=text)
     done = rig.overlay("list")
     assert done.exit_code == 2
-    assert "'overlays'" in done.stderr
+    assert "The setting 'overlays" in done.stderr
 
 
 @pytest.mark.parametrize(

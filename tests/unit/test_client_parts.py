@@ -89,6 +89,8 @@ def test_the_classic_file_is_understood(tmp_path: Path) -> None:
         ('colour = "red"\n', "'colour' of .*client.toml cannot be used"),
         ("url = 5\n", "'url' of"),
         ("transition_timeout = -1\n", "'transition_timeout'"),
+        ('[overlays.x]\nkeys = "/k"\n', r"'overlays\.x\.url' of .* Field required"),
+        ('[overlays.x]\nurl = "file:///x"\nsecret = 1\n', r"'overlays\.x\.secret' of .* no such setting"),
         ('url = "file:///etc/passwd"\n', "not the address of a server"),
         ("[Defaults]\nsecret = x\n", "'secret' is none of"),
         ("[Defaults\n", "cannot be understood"),

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import resource
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from cve_support import Entry, affected, write_feed
 from elivepatch.cves.feed import DirectoryFeed, EntryFiles, Listing, open_feed
 from elivepatch.cves.index import Index
 from elivepatch.cves.versions import parse_version
-from elivepatch.errors import InvalidInputError, NotFoundError, SourceRejectedError, UnavailableError
+from elivepatch.errors import DiskFullError, InvalidInputError, NotFoundError, SourceRejectedError, UnavailableError
 from elivepatch.process import run
 from elivepatch.progress import Progress
 
@@ -167,6 +170,44 @@ def test_git_brings_what_is_new(tmp_path: Path) -> None:
     second = index.update(feed, Progress())
     assert (second.entries, first.identity != second.identity) == (first.entries + 1, True)
     assert "CVE-2026-99999" in names(index, "6.1.4")
+    assert index.update(feed, Progress()) == second  # nothing is new
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    top = write_feed(tmp_path / "feed", REAL)
+    record = top / "cve/published/2026/CVE-2026-46300.json"
+    record.unlink()
+    os.mkfifo(record)  # nobody writes to it: opening it would wait for ever
+    assert Index(tmp_path / "index.sqlite").update(open_feed(str(top), tmp_path), Progress()).entries == len(REAL)
+
+
+def test_an_index_that_cannot_be_written_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make(tmp_path, REAL)
+    more = write_feed(tmp_path / "more", {f"CVE-2026-{n}": Entry([f"5.0:{A}:6.1.5:{B}"]) for n in range(1000, 1500)})
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (index.path.stat().st_size + 4096, kept[1]))
+    try:
+        with pytest.raises(UnavailableError, match=r"cannot be written: disk I/O error"):
+            index.update(open_feed(str(more), tmp_path), Progress())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert sorted(path.name for path in tmp_path.glob("*index*")) == [".index.sqlite.lock", "index.sqlite"]
+    assert index.state().entries == len(REAL)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DiskFullError, match="No space is left for the index"):
+        index.update(open_feed(str(more), tmp_path), Progress())
+
+
+def test_something_else_in_the_place_of_the_index(tmp_path: Path) -> None:
+    (tmp_path / "index.sqlite").mkdir()
+    with pytest.raises(UnavailableError, match="cannot be used"):
+        Index(tmp_path / "index.sqlite").state()
+    with pytest.raises(UnavailableError, match=r"cannot be kept in .*: Is a directory"):
+        make(tmp_path, REAL)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty"])

@@ -121,6 +121,12 @@ def test_an_overlay_is_not_made_twice_nor_added_to_where_there_is_none(tmp_path:
     assert overlay("add", tmp_path, tmp_path / "good.patch", "--kernel", "6.1.1").exit_code == 2
 
 
+@pytest.mark.parametrize("title", ["", "two\nlines", "x" * 301])
+def test_what_lint_would_not_take_is_not_made(tmp_path: Path, title: str) -> None:
+    done = overlay("init", tmp_path / "o", "--title", title)
+    assert (done.exit_code, "'title'" in done.output, (tmp_path / "o").exists()) == (2, True, False)
+
+
 def test_no_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     root = make_overlay(tmp_path / "o", files={})

@@ -15,6 +15,7 @@ from elivepatch.errors import Diagnosis, InvalidInputError
 from elivepatch.overlay.edit import NewEntry, add_entry, new_description
 from elivepatch.overlay.findings import DESCRIPTION, Findings
 from elivepatch.overlay.licences import is_expression
+from elivepatch.overlay.lint import parse_description
 from elivepatch.overlay.repository import PATCHES, DirectoryFiles
 from elivepatch.overlay.schema import PATH
 from elivepatch.patches.series import parse_patch
@@ -51,21 +52,30 @@ class NewFiles:
 
 
 def init_overlay(directory: Path, title: str, licence: str) -> Path:
-    """Make a new overlay; gives its description. Raises InvalidInputError where there is one already."""
+    """Make a new overlay; gives its description.
+
+    Raises InvalidInputError where there is one already, and for a title or licence that lint would not take.
+    """
     description = directory / DESCRIPTION
     if description.is_symlink() or description.exists():
         raise InvalidInputError(f"{description} is there already.", hint="Name another directory.")
     if not is_expression(licence):
         raise InvalidInputError(
-            f"'{licence[:80]}' is not the expression of a licence.", hint="As SPDX has it: GPL-2.0-only, for instance."
+            f"'{licence[:80]}' is not the expression of a licence that the kernel's tree knows.",
+            hint="As SPDX has it: GPL-2.0-only, for instance.",
         )
+    text = new_description(title, licence).encode()
+    findings = Findings()
+    parse_description(text, findings)
+    if findings.errors:
+        raise InvalidInputError(findings.errors[0].message, hint=findings.errors[0].hint)
     try:
         (directory / PATCHES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(
             f"{directory / PATCHES} cannot be made: {error.strerror}.", hint="Name another directory."
         ) from error
-    write_whole(description, new_description(title, licence).encode(), mode=_WORLD_READABLE)
+    write_whole(description, text, mode=_WORLD_READABLE)
     return description
 
 

@@ -103,9 +103,12 @@ def load_settings(
         settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else "?"
+        place = [str(part) for part in first["loc"] if part != "[key]"] or [
+            "?"
+        ]  # overlays, its name, what is wrong of it
+        said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         raise InvalidSettingError(
-            f"The setting '{key}' of {origins.get(key, 'the settings')} cannot be used: {first['msg']}.",
+            f"The setting '{'.'.join(place)[:200]}' of {origins.get(place[0], 'the settings')} cannot be used: {said}.",
             hint="docs/client.md lists the settings: " + ", ".join(Settings.model_fields) + ".",
         ) from error
     return settings.model_copy(update={"url": check_url(settings.url)})

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import time
+from urllib.parse import quote
 
 from elivepatch.client.cve_mode import CveOutcome
 from elivepatch.kernel.running import RunningKernel
@@ -41,10 +42,11 @@ def open_vex(found: CveOutcome, kernel: RunningKernel) -> str:
 
 
 def product_names(kernel: RunningKernel) -> list[str]:
-    """The package URLs (https://github.com/package-url/purl-spec) of the running kernel."""
-    names = [f"pkg:generic/linux@{kernel.release}"]
+    """The package URLs (https://github.com/package-url/purl-spec) of the running kernel; a ``+`` in them is ``%2B``."""
+    release = quote(kernel.release, safe="")
+    names = [f"pkg:generic/linux@{release}"]
     if match := _DEBIAN.search(kernel.version):
-        names.insert(0, f"pkg:deb/debian/linux-image-{kernel.release}@{match[1]}?arch=amd64")
+        names.insert(0, f"pkg:deb/debian/linux-image-{release}@{quote(match[1], safe=':')}?arch=amd64")
     return names
 
 

@@ -14,6 +14,7 @@ import hashlib
 import lzma
 import os
 import re
+import stat
 import tarfile
 import time
 import zlib
@@ -146,11 +147,12 @@ class DirectoryFeed:
 
 def _read(path: Path) -> bytes | None:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # a pipe that nobody writes to would wait for ever
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     with os.fdopen(handle, "rb") as stream:
-        return stream.read(FILE_BYTES)
+        return stream.read(FILE_BYTES) if stat.S_ISREG(os.fstat(handle).st_mode) else None
 
 
 @dataclass(frozen=True)

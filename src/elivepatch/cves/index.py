@@ -11,7 +11,9 @@ stable release if that is of its branch and not newer than itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import os
 import shutil
 import sqlite3
 from collections.abc import Generator
@@ -21,7 +23,7 @@ from pathlib import Path
 from elivepatch.cves.feed import EntryFiles, Feed
 from elivepatch.cves.records import Dyad, FeedFormatError, Vulnerability, parse_dyads, parse_record
 from elivepatch.cves.versions import KernelVersion, parse_version
-from elivepatch.errors import NotFoundError, SourceRejectedError, UnavailableError
+from elivepatch.errors import DiskFullError, NotFoundError, SourceRejectedError, UnavailableError
 from elivepatch.progress import Progress
 
 _FORMAT = 1
@@ -41,6 +43,7 @@ CREATE INDEX dyad_branch ON dyad (f_branch, cve);
 CREATE TABLE file (cve INTEGER NOT NULL REFERENCES cve ON DELETE CASCADE, path TEXT NOT NULL, PRIMARY KEY (cve, path))
 WITHOUT ROWID;
 """
+_FULL = "No space is left for the index of the kernel's vulnerabilities in {}."
 #: Of so many CVEs half do not vanish: the data only grow, but for single ones that are rejected.
 _MANY = 100
 #: Dyads of the kernel's branch, mainline's for what has none there, all for what has neither; the open ones of these.
@@ -105,10 +108,10 @@ class Index:
     def update(self, feed: Feed, progress: Progress) -> FeedState:
         """Bring the index to the state of a feed; only entries that changed are read. Gives that state.
 
-        Raises what the feed does. An entry that cannot be read stays in the index, with what is wrong with it.
+        Raises what the feed does, and DiskFullError or UnavailableError if the index cannot be written. An entry that
+        cannot be read stays in the index, with what is wrong with it.
         """
         listing = feed.listing(progress)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._aside() as aside, aside._open(write=True) as data:
             known = dict(data.execute("SELECT name, stamp FROM cve"))
             changed = sorted(name for name, stamp in listing.stamps.items() if known.get(name) != stamp)
@@ -142,16 +145,34 @@ class Index:
     def _aside(self) -> Generator[Index]:
         """A copy that takes the place of the index when the block ends well; one at a time is made."""
         aside = self.path.with_name(f".{self.path.name}.new")
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            aside.unlink(missing_ok=True)
-            if self._usable():
-                shutil.copyfile(self.path, aside)
-            try:
-                yield Index(aside)
+        with contextlib.ExitStack() as stack:
+            with self._keeping():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(self.path.with_name(f".{self.path.name}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # a journal that a full disk left behind would be played back into the next copy
+                for made in (aside, aside.with_name(f"{aside.name}-journal")):
+                    made.unlink(missing_ok=True)
+                    stack.callback(made.unlink, missing_ok=True)
+                if self._usable():
+                    shutil.copyfile(self.path, aside)
+            yield Index(aside)
+            with self._keeping():
                 aside.replace(self.path)
-            finally:
-                aside.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Generator[None]:
+        """Tell of a place that cannot be written, and the way out."""
+        try:
+            yield
+        except OSError as error:
+            place = self.path.parent
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(_FULL.format(place)) from error
+            raise UnavailableError(
+                f"The index of the kernel's vulnerabilities cannot be kept in {place}: {error.strerror}.",
+                hint="Run it as the user of the server, for whom that directory and its files must be writable.",
+            ) from error
 
     def _usable(self) -> bool:
         """Whether what is there can be built on."""
@@ -177,21 +198,32 @@ class Index:
                 "There is no index of the kernel's vulnerabilities yet.",
                 hint="Make it: elivepatch-server cve sync, with the setting 'cve_feed', or name a feed with --feed.",
             )
-        data = sqlite3.connect(self.path if write else f"{self.path.resolve().as_uri()}?mode=ro", uri=not write)
+        place = self.path if write else f"{self.path.resolve().as_uri()}?mode=ro"
         try:
-            data.execute("PRAGMA foreign_keys = ON")
-            if write:
-                self._make_tables(data)
-                data.execute("BEGIN IMMEDIATE")
-            yield data
-            data.commit()
+            with contextlib.closing(sqlite3.connect(place, uri=not write)) as data:
+                data.execute("PRAGMA foreign_keys = ON")
+                if write:
+                    self._make_tables(data)
+                    data.execute("BEGIN IMMEDIATE")
+                yield data
+                data.commit()
         except sqlite3.DatabaseError as error:
-            raise UnavailableError(
-                f"The index of the kernel's vulnerabilities cannot be used: {error}.",
-                hint=f"Remove {self.path} and make it again: elivepatch-server cve sync.",
-            ) from error
-        finally:
-            data.close()
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> UnavailableError | DiskFullError:
+        # not the copy, which is gone
+        place = self.path.with_name(self.path.name.removeprefix(".").removesuffix(".new"))
+        what = "The index of the kernel's vulnerabilities cannot be"
+        if error.sqlite_errorname == "SQLITE_FULL":
+            return DiskFullError(_FULL.format(place.parent))
+        if error.sqlite_errorname.startswith("SQLITE_IOERR_WRITE"):
+            hint = f"See to the disk of {place.parent}, and to limits of the size of files; the index stays as it was."
+            return UnavailableError(f"{what} written: {error}.", hint=hint)
+        if self.path.is_file() and not os.access(self.path, os.R_OK):
+            return UnavailableError(f"{what} read: {self.path} belongs to another user.", hint="Run it as that user.")
+        return UnavailableError(
+            f"{what} used: {error}.", hint=f"Remove {place} and make it again: elivepatch-server cve sync."
+        )
 
     def _make_tables(self, data: sqlite3.Connection) -> None:
         rows: list[tuple[str]] = data.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()

@@ -8,8 +8,10 @@ errors. Whatever is wrong with it, what was there before stays.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -17,11 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from elivepatch.errors import (
+    DiskFullError,
     DownloadFailedError,
     InputTooLargeError,
     InvalidInputError,
     NotFoundError,
     SourceRejectedError,
+    UnavailableError,
 )
 from elivepatch.git import FETCH_OPTIONS, OBJECT, Git, asks_who_we_are, is_forbidden_transport, said_last
 from elivepatch.overlay.findings import Findings
@@ -40,6 +44,7 @@ _KEPT = "refs/elivepatch/kept"
 #: What a repository sends is checked as it arrives: no broken trees, no '.git' or '..' in them.
 _FETCH_SETTINGS = {"fetch.fsckObjects": "true", "transfer.fsckObjects": "true", "fetch.unpackLimit": "1"}
 _PACKS = 30
+_ROOM = "Make room there, and ask again. What is in force stays."
 
 
 class RewindError(SourceRejectedError):
@@ -48,7 +53,7 @@ class RewindError(SourceRejectedError):
     code = "overlay-rewound"
     default_hint = (
         "What was here stays. Whoever runs the overlay knows whether its history was rewritten on purpose; then "
-        "'elivepatch overlay sync --allow-rewind' takes it, once."
+        "'overlay sync --allow-rewind NAME' (of elivepatch on a host, of elivepatch-server on a server) takes it, once."
     )
 
 
@@ -118,15 +123,22 @@ class Mirror:
     def read(self, name: str, findings: Findings) -> tuple[Overlay, GitFiles]:
         """The overlay that is in force; ``name`` it is called by goes into messages.
 
-        Raises NotFoundError where it was never synchronised, OverlayRejectedError.
+        Raises NotFoundError where it was never synchronised, OverlayRejectedError, UnavailableError where the mirror is
+        damaged.
         """
         state = self.state()
         if state is None:
             raise NotFoundError(
                 f"The overlay {name} is not here yet, or its settings have changed.", hint="'elivepatch overlay sync'."
             )
-        files = GitFiles(self.repository, state.commit, findings)
-        return usable_overlay(files, name, findings), files
+        try:
+            files = GitFiles(self.repository, state.commit, findings)
+            return usable_overlay(files, name, findings), files
+        except ProgramError as error:
+            raise UnavailableError(
+                f"The mirror of the overlay {name} cannot be read: {said_last(error.completed, 1) or error.reason}",
+                hint=f"'overlay sync' brings what is missing. If that does not help, remove {self.repository} before.",
+            ) from error
 
     def sync(
         self, name: str, write: Callable[[Path, bytes], None], findings: Findings, *, allow_rewind: bool = False
@@ -134,11 +146,12 @@ class Mirror:
         """Fetch what the overlay has now, and put it in force if it is good.
 
         ``write`` puts a file in place, whole or not at all. Raises DownloadFailedError where the repository cannot be
-        reached, SignatureRejectedError, RewindError, OverlayRejectedError, InputTooLargeError.
+        reached, SignatureRejectedError, RewindError, OverlayRejectedError, InputTooLargeError; DiskFullError and
+        UnavailableError where the mirror cannot be written.
         """
         check_place(self.url, self.ref)
         with self._locked():
-            git = Git(self.repository, [self.url.partition(":")[0]], settings=_FETCH_SETTINGS)
+            git = self._git()
             before = self._stored()
             keys = self.keys.digest()
             try:
@@ -147,6 +160,9 @@ class Mirror:
                 what = f"{'The tag' if tag else 'The head'} {found[:12]} of the overlay {name}"
                 signer = None
                 if self.keys:
+                    if self.ref.startswith("refs/tags/") and not tag:
+                        # its commit may be signed: that it is the one the tag means nobody has signed
+                        raise SignatureRejectedError(f"{self.ref} of the overlay {name} is refused: no signed tag.")
                     signer = require_signed(git, found, tag=tag, keys=self.keys, what=what)
                     if tag:
                         self._check_tag_name(git, found, what)
@@ -164,17 +180,35 @@ class Mirror:
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[None]:
-        with (self.directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            git = Git(self.repository)
-            if not (self.repository / "made").exists():
-                shutil.rmtree(self.repository, ignore_errors=True)  # of one that was killed while it made it
-                git.init()
-                (self.repository / "made").touch()
-            git.remove_leftovers()
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context((self.directory / "lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                git = self._made()
+            except (OSError, ProgramError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise DiskFullError(f"No space is left in {self.directory}.", hint=_ROOM) from error
+                why = said_last(error.completed) or error.reason if isinstance(error, ProgramError) else error.strerror
+                raise UnavailableError(
+                    f"The mirror {self.directory} cannot be written: {why}",
+                    hint="See that it can be, and run this as the user whose directory it is. What is in force stays.",
+                ) from error
             if self._bytes() > _FETCH_BYTES // 2 or len(list(self._packs.glob("*.pack"))) > _PACKS:
                 git("gc", "--prune=now", "--quiet", timeout=_FETCH_SECONDS)  # what was refused goes
             yield
+
+    def _git(self) -> Git:
+        return Git(self.repository, [self.url.partition(":")[0]], settings=_FETCH_SETTINGS)
+
+    def _made(self) -> Git:
+        git = Git(self.repository)
+        whole = (self.repository / "made").exists() and git("rev-parse", "--git-dir", check=False).returncode == 0
+        if not whole:  # of one that was killed while it made it, or of a disk that lost it
+            shutil.rmtree(self.repository, ignore_errors=True)
+            git.init()
+            (self.repository / "made").touch()
+        git.remove_leftovers()
+        return git
 
     @property
     def _packs(self) -> Path:
@@ -189,20 +223,45 @@ class Mirror:
 
     def _fetched(self, git: Git, name: str) -> str:
         """The object that the ref names now: a commit, or a tag."""
-        ref = self.ref if self.ref.startswith("refs/") else f"refs/heads/{self.ref}"
-        words = ("fetch", *FETCH_OPTIONS, "--no-tags", self.url, f"+{ref}:{_INCOMING}")
-        try:
-            done = git(*words, check=False, guard=self._guard(name), timeout=_FETCH_SECONDS, memory_bytes=_FETCH_MEMORY)
-        except ProgramError as error:
-            raise DownloadFailedError(
-                f"The overlay {name} took too long: {error.reason}.", hint="Try later."
-            ) from error
+        done = self._fetch(git, name)
+        if done.returncode != 0 and git("fsck", "--connectivity-only", check=False).returncode != 0:
+            done = self._fetched_anew(name)  # git asks for nothing of what it only believes to have
         if done.returncode != 0:
             raise self._failed(done, name)
         return git("rev-parse", "--verify", _INCOMING).stdout.strip()
 
-    def _failed(self, done: Completed, name: str) -> DownloadFailedError:
+    def _fetch(self, git: Git, name: str) -> Completed:
+        ref = self.ref if self.ref.startswith("refs/") else f"refs/heads/{self.ref}"
+        words = ("fetch", *FETCH_OPTIONS, "--no-tags", self.url, f"+{ref}:{_INCOMING}")
+        try:
+            return git(*words, check=False, guard=self._guard(name), timeout=_FETCH_SECONDS, memory_bytes=_FETCH_MEMORY)
+        except ProgramError as error:
+            raise DownloadFailedError(
+                f"The overlay {name} took too long: {error.reason}.", hint="Try later."
+            ) from error
+
+    def _fetched_anew(self, name: str) -> Completed:
+        """Fetch into a new repository in the place of one that lost something; without success that one stays."""
+        aside = self.repository.with_name("repository.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.repository.rename(aside)
+        good = False
+        try:
+            self._made()
+            done = self._fetch(self._git(), name)
+            good = done.returncode == 0
+            return done
+        finally:
+            if good:
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                shutil.rmtree(self.repository, ignore_errors=True)
+                aside.rename(self.repository)
+
+    def _failed(self, done: Completed, name: str) -> DownloadFailedError | DiskFullError:
         said = said_last(done)
+        if os.strerror(errno.ENOSPC) in said:
+            return DiskFullError(f"No space is left in {self.directory} for the overlay {name}.", hint=_ROOM)
         hint = "Check url and branch of the overlay in the settings, and the network. What was here stays."
         if is_forbidden_transport(said):
             hint = "Name it with https://, ssh://, git:// or file:///."

@@ -106,7 +106,13 @@ def scan_command(
     settings, progress = server_settings.load(), _progress()
     with _index(settings, feed, progress) as index:
         if version is not None:
-            found = scan(index, version_of(version))
+            looked_up = version_of(version)
+            if version not in {str(looked_up), f"{looked_up}.0"}:  # Debian's 6.1.0-47 says nothing of its version
+                told = printable(
+                    f"of '{version[:60]}' only {looked_up} is looked at; for a kernel by its release: --kernel"
+                )
+                click.echo(f"note: {told}", err=True)
+            found = scan(index, looked_up)
         else:
             job = _job(str(kernel), config, base_patches, CveWish())
             found = _scan_kernel(job, loaded, index, settings, progress)
@@ -139,8 +145,8 @@ def plan_command(
     Minutes: seconds for each fix. What was tried before is remembered. Exit status: 0 tried, whatever came of it, 2
     wrong input, 6 no fix could be had, or the kernel or the data are not there.
     """
-    if output is not None and output.exists() and not output.is_dir():
-        raise InvalidInputError(f"{output} is not a directory.", hint="Name one for the patches; it is made.")
+    if output is not None:
+        _make(output)  # now: a plan can take hours
     settings, progress = server_settings.load(), _progress()
     wish = _wish(only=tuple(map(_name, only)), min_score=min_score, loaded=_module_names(loaded))
     job = _job(kernel, config, base_patches, wish)
@@ -161,10 +167,18 @@ def plan_command(
         )
 
 
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{output} cannot be made: {error.strerror}.", hint="Name a directory for the patches; it is made."
+        ) from error
+
+
 def _write_series(found: CvePlan, output: Path) -> None:
     """The patches, and their order as quilt has it (a file ``series``). Raises InvalidInputError."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
         for patch in found.patches:
             (output / patch.name).write_text(patch.text)
         (output / "series").write_text("".join(f"{patch.name}\n" for patch in found.patches))
@@ -276,8 +290,10 @@ def show_plan(found: CvePlan, named: Sequence[str] = ()) -> None:
         if entry is None:
             click.echo(f"{name}: the kernel does not have it by its version")
         else:
-            why = "" if entry.state != "affected" or entry.fixes else ": its branch has no fix"
-            click.echo(f"{_line(entry)}\n    not tried{why}{f': {entry.why}' if entry.why else ''}")
+            why = entry.why or entry.state
+            if entry.state == "affected":
+                why = "it is scored lower than asked for" if entry.fixes else "its branch has no fix"
+            click.echo(f"{_line(entry)}\n    not tried: {why}")
 
 
 def _worst(entry: CveEntry) -> tuple[float, str]:

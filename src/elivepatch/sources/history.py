@@ -44,8 +44,11 @@ class GitHistory:
 
     def read_blobs(self, ids: Iterable[str], limit_bytes: int) -> Iterator[tuple[str, bytes]]:
         """The contents by their ids; what is larger than the limit is left out."""
+        wanted = dict.fromkeys(ids)
+        if not wanted:  # an empty line would be asked for as an object without a name
+            return
         with tempfile.NamedTemporaryFile(prefix="elivepatch-blobs.") as scratch:
-            words = "\n".join(dict.fromkeys(ids)).encode() + b"\n"
+            words = "\n".join(wanted).encode() + b"\n"
             self.repository.query("cat-file", "--batch", "--buffer", stdin=words, stdout=Path(scratch.name))
             with Path(scratch.name).open("rb") as stream:
                 while header := stream.readline():
