@@ -21,7 +21,9 @@ PATCH = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+%s\n"
 def found(tmp_path: Path, *named: str) -> list[str]:
     patches = base_patches(None, tmp_path, named=[tmp_path / name for name in named], collect=True)
     assert [patch.file.data for patch in patches] == [Path(patch.origin).read_bytes() for patch in patches]
-    assert [patch.file.name for patch in patches] == [Path(patch.origin).name for patch in patches]
+    names = [Path(patch.origin).name for patch in patches]
+    told = [os.fsencode(name).decode(errors="replace") for name in names]  # what is no text cannot be told as it is
+    assert [patch.file.name for patch in patches] == told
     return [str(Path(patch.origin).relative_to(tmp_path)) for patch in patches]
 
 
