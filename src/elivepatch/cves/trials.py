@@ -284,6 +284,7 @@ class Bench:
             self.progress.step(f"all {len(self.accepted)} patches together")
             report = self._build(self.accepted, verify=self.verify)
             if report.exit_status == BootTestFailedError.exit_status:
+                self.progress.step(f"once more, for it may be the machine: {report.message}")
                 report = self._build(self.accepted, verify=self.verify)
             if report.status is BuildStatus.DONE:
                 return report

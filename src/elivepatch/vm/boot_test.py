@@ -28,6 +28,9 @@ LOG = "boot-test.log"
 STEPS_LOG = "boot-test.steps"
 TRANSITION_LIMIT = 30
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+#: Wall seconds for a guest, and those more for each module: without KVM a large one takes ten to load, and loads twice.
+_TIMEOUT = 120.0
+_TIMEOUT_PER_MODULE = 10.0
 #: Megabytes that a guest has beside what its initramfs takes.
 _MEMORY_MIB = 512
 
@@ -68,17 +71,17 @@ def boot_test(
     progress: Progress,
     *,
     busybox: Path,
-    timeout: float = 120.0,
+    timeout: float | None = None,
     transition_limit: int = TRANSITION_LIMIT,
     shared: Path | None = None,
 ) -> Verification:
     """Try a livepatch in a guest on its kernel; what the guest wrote stays in ``workdir``, an existing directory.
 
-    ``busybox`` is a static busybox. ``timeout`` is wall seconds for the whole guest, ``transition_limit`` seconds of
-    the guest for one transition. ``shared`` is a directory where what all boot tests have in common is kept: part of
-    the initramfs, and whether KVM works. Raises BootTestRejectedError, which carries all findings and the
-    verification, where the livepatch fails; ToolUnavailableError without QEMU; NotFoundError for a klp object that
-    the kernel has no module for.
+    ``busybox`` is a static busybox. ``timeout`` is wall seconds for the whole guest (without it two minutes, and some
+    for each module that it loads), ``transition_limit`` seconds of the guest for one transition. ``shared`` is a
+    directory where what all boot tests have in common is kept: part of the initramfs, and whether KVM works. Raises
+    BootTestRejectedError, which carries all findings and the verification, where the livepatch fails;
+    ToolUnavailableError without QEMU; NotFoundError for a klp object that the kernel has no module for.
     """
     if not _NAME.fullmatch(subject.name):
         raise InternalError(f"not a name of a livepatch: {subject.name!r}")
@@ -110,12 +113,13 @@ def boot_test(
         check_crlf=b"\r\n" in (subject.check or b""),
         transition_limit=transition_limit,
     )
+    limit = timeout if timeout is not None else _TIMEOUT + _TIMEOUT_PER_MODULE * len(modules)
     progress.step(f"boot test on {kernel.release}")
-    verdict = _attempt(guest, expected, nonce, timeout, progress, shared)
+    verdict = _attempt(guest, expected, nonce, limit, progress, shared)
     if verdict.starved:
         # a stall that is the livepatch's comes again, one of a machine under load does not
         progress.step("boot test: the guest's kernel stalled; once more")
-        verdict = _attempt(guest, expected, nonce, timeout, progress, shared)
+        verdict = _attempt(guest, expected, nonce, limit, progress, shared)
     initrd.unlink()
     if not verdict.passed:
         raise BootTestRejectedError(verdict)
