@@ -54,6 +54,7 @@ def test_a_vulnerability_is_shown(server: ServerProcess) -> None:
         ("/cves/..%2f..%2fetc%2fpasswd", 404, "not-found"),
         ("/cves/versions/nonsense", 422, "invalid-input"),
         ("/cves/versions/7.2-rc3", 422, "invalid-input"),
+        ("/cves/versions/6.1.0-47-cloud-amd64", 422, "invalid-input"),
     ],
 )
 def test_what_is_not_there_is_said_so(server: ServerProcess, path: str, status: int, code: str) -> None:

@@ -131,8 +131,10 @@ class Index:
         (readable,) = data.execute("SELECT COUNT(*) FROM cve WHERE problem IS NULL").fetchone()
         (entries,) = data.execute("SELECT COUNT(*) FROM cve").fetchone()
         if entries and not readable:
+            name, problem = data.execute("SELECT name, problem FROM cve ORDER BY name LIMIT 1").fetchone()
             raise SourceRejectedError(
-                f"Of the {entries} entries of {feed.source} none can be read.", hint="Check that it is a feed of CVEs."
+                f"Of the {entries} entries of {feed.source} none can be read; of {name}: {problem}",
+                hint="Check that it is a feed of CVEs.",
             )
         if before > _MANY and readable < before // 2:
             raise SourceRejectedError(

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from elivepatch.cves.records import Dyad
 from elivepatch.cves.scan import scan
-from elivepatch.cves.versions import version_of
+from elivepatch.cves.versions import parse_version
 from elivepatch.errors import NotFoundError
 from elivepatch.protocol.cves import CVE_ID, CveDetails, CveScan, CveSpan
 from elivepatch.server.api_v2 import BASE, answer, problems
@@ -32,7 +32,7 @@ def router(service: Service) -> APIRouter:
         responses=problems(422, 503),
     )
     def scan_version(version: Version) -> Response:
-        return answer(scan(service.settings.cve_index, version_of(version)))
+        return answer(scan(service.settings.cve_index, parse_version(version)))
 
     @api.get(
         "/cves/{name}",
