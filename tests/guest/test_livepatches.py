@@ -109,7 +109,7 @@ def test_macros_for_authors(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_module_without_a_device_in_the_guest_is_patched_as_it_comes(
+def test_a_module_without_a_device_in_the_guest_is_patched_all_the_same(
     workshop: Workshop, kernel_of: Callable[[str], PreparedKernel], tmp_path: Path, engine: str
 ) -> None:
     kernel = kernel_of(engine)
@@ -125,9 +125,22 @@ def test_a_module_without_a_device_in_the_guest_is_patched_as_it_comes(
     seen = report.verification
     assert seen is not None
     assert (seen.loaded, seen.reverted, seen.unloaded, seen.not_run) == (True, True, True, ("intel_uncore",))
-    assert "to loading module 'intel_uncore'" in (seen.log or "")
+    assert "to loading module 'intel_uncore'" in (seen.log or "")  # of the second round
     (note,) = [finding for finding in report.diagnosis if finding.rule == "module-not-run"]
     assert (note.severity, "intel_uncore" in note.message) == ("warning", True)
+
+
+def test_a_module_that_needs_one_without_a_device_is_patched_all_the_same(
+    workshop: Workshop, kernel: PreparedKernel, tmp_path: Path
+) -> None:
+    patch, output = tmp_path / "netvsc.patch", tmp_path / "out.ko"
+    patch.write_bytes(change(kernel.source, "drivers/net/hyperv/netvsc_drv.c", ('"N/A"', '"n/a"')))
+    words: list[str | Path] = ["--kernel", kernel.release, "--patch", patch, "-o", output, "--json"]
+    status, report = run_build(workshop, *words)
+    assert status == report.exit_status == 0, report.message
+    seen = report.verification
+    assert seen is not None
+    assert (seen.loaded, seen.reverted, seen.unloaded, seen.not_run) == (True, True, True, ("hv_netvsc",))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

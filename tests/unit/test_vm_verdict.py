@@ -199,38 +199,13 @@ def test_a_livepatch_that_loads_only_behind_its_module() -> None:
     assert rules(verdict(text, expected=MODULE)) == ["load-failed"]
 
 
-#: What a guest tells that has no device for the module: it came for a moment, and went again.
-DEVICELESS = (
-    LATE.replace("module ext4 0", "module ext4 1 insmod: can't insert: No such device")
-    .replace("object first ext4 1", "object first ext4 0")
-    .replace("module-unload ext4 0", "module-unload ext4 1 rmmod: can't unload")
-    .replace("module-late ext4 0", "module-late ext4 1 insmod: can't insert: No such device")
-    .replace("object second ext4 1", "object second ext4 0")
-)
-APPLIED = CONSOLE.replace(
-    "[    4.873442]", "[    4.800000] livepatch: applying patch 'lp' to loading module 'ext4'\n[    4.873442]"
-)
-
-
-def test_a_module_for_which_the_guest_has_no_device_is_patched_as_it_comes() -> None:
-    found = verdict(DEVICELESS, expected=MODULE, console=APPLIED)
-    assert (rules(found), found.verification.not_run) == ([], ("ext4",))
-    assert verdict(LATE, expected=MODULE).verification.not_run == ()
-
-
-def test_without_the_kernels_word_that_it_was_applied_nothing_is_proven() -> None:
-    (found,) = verdict(DEVICELESS, expected=MODULE).diagnosis
-    assert (found.rule, found.function) == ("load-failed", "ext4")
-    refused = change(
-        DEVICELESS, "module-late ext4 1 insmod: can't insert: No such device", "module-late ext4 1 Invalid argument"
-    )
-    (found,) = verdict(refused, expected=MODULE, console=APPLIED).diagnosis
-    assert (found.rule, "Invalid argument" in found.message) == ("load-failed", True)
-
-
-def test_what_a_patched_module_needs_must_be_there() -> None:
-    text = change(DEVICELESS, "module crc16 0", "module crc16 1 insmod: can't insert: No such device")
-    assert rules(verdict(text, expected=MODULE, console=APPLIED)) == ["boot-failed"]
+def test_modules_without_a_device_are_named() -> None:
+    text = change(LATE, "module crc16 0", "module crc16 1 insmod: can't insert: No such device")
+    text = change(text, "module ext4 0", "module ext4 1 insmod: can't insert: unknown symbol in module")
+    found = verdict(text, expected=MODULE)
+    assert (rules(found), found.deviceless) == (["boot-failed"], ("crc16",))
+    found = verdict(LATE, expected=replace(MODULE, not_run=("ext4",)))
+    assert (rules(found), found.deviceless, found.verification.not_run) == ([], (), ("ext4",))
 
 
 def test_a_kernel_module_that_cannot_be_loaded_is_not_the_livepatchs_fault() -> None:

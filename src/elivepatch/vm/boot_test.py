@@ -8,16 +8,17 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elivepatch import process
-from elivepatch.errors import BootTestFailedError, InternalError
+from elivepatch.errors import BootTestFailedError, InternalError, InvalidInputError
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import Verification
 from elivepatch.vm import boot_script, initramfs, machine
 from elivepatch.vm.machine import GuestKernel
 from elivepatch.vm.modules import LoadableModule, ModuleDirectory
+from elivepatch.vm.stub import without_init
 from elivepatch.vm.verdict import Ended, Expectation, Verdict, judge, parse_marks
 
 __all__ = ["BootTestRejectedError", "GuestKernel", "Subject", "boot_test"]
@@ -86,45 +87,77 @@ def boot_test(
     if not _NAME.fullmatch(subject.name):
         raise InternalError(f"not a name of a livepatch: {subject.name!r}")
     machine.require_qemu()
-    nonce = secrets.token_hex(16)
-    modules = ModuleDirectory(kernel.modules).load_order(name for name in subject.objects if name != "vmlinux")
-    settings = boot_script.settings(nonce=nonce, name=subject.name, transition_limit=transition_limit)
-    initrd = initramfs.write(
-        workdir / "boot-test.initrd",
-        _shared_part(busybox, shared),
-        _own_part(subject, settings, modules).archive(),
-    )
-    console = workdir / LOG
-    guest = machine.Machine(
-        vmlinuz=kernel.vmlinuz,
-        initrd=initrd,
-        console=console,
-        # no rate limit: each step is in the log; an oops ends the guest, its log says why
-        command_line=("quiet", "printk.devkmsg=on", "oops=panic"),
-        memory_mib=_MEMORY_MIB + 2 * initrd.stat().st_size // 2**20,
-    )
-    expected = Expectation(
-        release=kernel.release,
-        name=subject.name,
-        objects=subject.objects,
-        functions=subject.functions,
-        only_callbacks=subject.only_callbacks,
-        checked=subject.check is not None,
-        check_crlf=b"\r\n" in (subject.check or b""),
-        transition_limit=transition_limit,
-    )
+    directory = ModuleDirectory(kernel.modules)
+    modules: list[LoadableModule] = directory.load_order(name for name in subject.objects if name != "vmlinux")
     limit = timeout if timeout is not None else _TIMEOUT + _TIMEOUT_PER_MODULE * len(modules)
+    trying = _Trying(kernel, subject, workdir, progress, busybox, limit, transition_limit, shared)
     progress.step(f"boot test on {kernel.release}")
-    verdict = _attempt(guest, expected, nonce, limit, progress, shared)
-    if verdict.starved:
-        # a stall that is the livepatch's comes again, one of a machine under load does not
-        progress.step("boot test: the guest's kernel stalled; once more")
-        verdict = _attempt(guest, expected, nonce, limit, progress, shared)
-    initrd.unlink()
+    verdict = trying.run(modules, frozenset())
+    stubs: frozenset[str] = frozenset()
+    while lacking := set(verdict.deviceless) - stubs:
+        stubs = frozenset(directory.with_dependents(stubs | lacking, [module.name for module in modules]))
+        try:
+            modules = [replace(one, elf=without_init(one.elf)) if one.name in stubs else one for one in modules]
+        except InvalidInputError as error:
+            progress.step(f"boot test: {error.message}")
+            break
+        progress.step(f"boot test: no device for {', '.join(sorted(lacking))}; once more without what they do")
+        verdict = trying.run(modules, stubs)
     if not verdict.passed:
         raise BootTestRejectedError(verdict)
     progress.step(f"boot test passed ({verdict.verification.accelerator})")
     return verdict.verification
+
+
+@dataclass(frozen=True)
+class _Trying:
+    """One boot test, which may take several guests."""
+
+    kernel: GuestKernel
+    subject: Subject
+    workdir: Path
+    progress: Progress
+    busybox: Path
+    timeout: float
+    transition_limit: int
+    shared: Path | None
+
+    def run(self, modules: Sequence[LoadableModule], stubs: frozenset[str]) -> Verdict:
+        """Try it once; ``stubs`` are the names of the modules that do nothing."""
+        nonce = secrets.token_hex(16)
+        subject = self.subject
+        settings = boot_script.settings(nonce=nonce, name=subject.name, transition_limit=self.transition_limit)
+        initrd = initramfs.write(
+            self.workdir / "boot-test.initrd",
+            _shared_part(self.busybox, self.shared),
+            _own_part(subject, settings, modules).archive(),
+        )
+        guest = machine.Machine(
+            vmlinuz=self.kernel.vmlinuz,
+            initrd=initrd,
+            console=self.workdir / LOG,
+            # no rate limit: each step is in the log; an oops ends the guest, its log says why
+            command_line=("quiet", "printk.devkmsg=on", "oops=panic"),
+            memory_mib=_MEMORY_MIB + 2 * initrd.stat().st_size // 2**20,
+        )
+        expected = Expectation(
+            release=self.kernel.release,
+            name=subject.name,
+            objects=subject.objects,
+            functions=subject.functions,
+            only_callbacks=subject.only_callbacks,
+            checked=subject.check is not None,
+            check_crlf=b"\r\n" in (subject.check or b""),
+            transition_limit=self.transition_limit,
+            not_run=tuple(name for name in subject.objects if name in stubs),
+        )
+        verdict = _attempt(guest, expected, nonce, self.timeout, self.progress, self.shared)
+        if verdict.starved:
+            # a stall that is the livepatch's comes again, one of a machine under load does not
+            self.progress.step("boot test: the guest's kernel stalled; once more")
+            verdict = _attempt(guest, expected, nonce, self.timeout, self.progress, self.shared)
+        initrd.unlink()
+        return verdict
 
 
 def _attempt(

@@ -79,10 +79,23 @@ class ModuleDirectory:
             self._elf[name] = read_module(self._files[name])
         return self._elf[name]
 
+    def with_dependents(self, names: Iterable[str], among: Iterable[str]) -> set[str]:
+        """Some modules, and those of others that cannot be loaded without them; ``among`` is in the order of load."""
+        found = set(names)
+        for name in among:
+            if found & {module_name(needed) for needed in self._hard(name)}:
+                found.add(name)
+        return found
+
+    def _hard(self, name: str) -> list[str]:
+        listed = self._listed.get(name)
+        if listed is not None:
+            return list(listed)
+        return [n for v in modinfo(self.elf(name)).get("depends", ()) for n in v.split(",") if n]
+
     def _needs(self, name: str) -> list[str]:
         info = modinfo(self.elf(name))
-        listed = self._listed.get(name)
-        hard = list(listed) if listed is not None else [n for v in info.get("depends", ()) for n in v.split(",") if n]
+        hard = self._hard(name)
         # a soft dependency is a wish: one that the kernel has built in is no module here
         soft = [known for wish in _softdeps(info.get("softdep", ())) for known in self._answering(wish)]
         return [module_name(n) for n in (*soft, *hard)]

@@ -46,7 +46,8 @@ class Expectation:
     ``objects`` are the klp objects the livepatch must apply to; ``functions`` are entries as in sysfs,
     ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``only_callbacks`` says that it has callbacks, and replaces no
     function. ``checked`` says that there is a check script, and ``check_crlf``
-    that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` is seconds.
+    that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` is seconds. ``not_run`` are
+    the objects whose module is a copy that does nothing (see `stub`).
     """
 
     release: str
@@ -57,6 +58,7 @@ class Expectation:
     checked: bool = False
     check_crlf: bool = False
     transition_limit: int = 30
+    not_run: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ class Verdict:
     """The outcome of a boot test; it is passed when nothing was found.
 
     ``starved`` says that all that was found are stalls, as a guest has them too that got no time to run.
+    ``deviceless`` are modules of the kernel that could not be loaded for want of their device.
     """
 
     verification: Verification
     diagnosis: tuple[Diagnosis, ...] = field(default=())
     starved: bool = False
+    deviceless: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -124,7 +128,6 @@ def judge(expected: Expectation, ended: Ended) -> Verdict:
         *_load(expected, marks),
         *_checks(expected, ended, marks),
         *_removal(marks),
-        *_comings(expected, ended, marks),
         *_kernel_log(ended),
         *_taint(marks),
         *_end(ended, marks),
@@ -136,6 +139,7 @@ def judge(expected: Expectation, ended: Ended) -> Verdict:
     return Verdict(
         _verification(expected, ended, marks),
         tuple(_without_repeats(findings)),
+        deviceless=_deviceless(marks),
         starved=only_log and "Call Trace:" not in complaints[0] and all(_STARVED.search(line) for line in complaints),
     )
 
@@ -155,17 +159,15 @@ def _verification(expected: Expectation, ended: Ended, marks: _Marks) -> Verific
         check_reverted=succeeded("check", "reverted"),
         unloaded=succeeded("unload", "first"),
         accelerator=ended.accelerator,
-        not_run=_deviceless(expected, marks),
+        not_run=expected.not_run,
         log=_relevant(ended.console)[-LOG_KEPT:] or None,
     )
 
 
-def _deviceless(expected: Expectation, marks: _Marks) -> tuple[str, ...]:
-    """The klp objects whose module has come, found nothing in the guest that it is for, and went again."""
+def _deviceless(marks: _Marks) -> tuple[str, ...]:
+    """The kernel's modules that found nothing in the guest that they are for, and went again."""
     return tuple(
-        name
-        for name, status, *message in marks.find("module")
-        if status != "0" and name in expected.objects and _NO_DEVICE in " ".join(message)
+        name for name, status, *message in marks.find("module") if status != "0" and _NO_DEVICE in " ".join(message)
     )
 
 
@@ -206,9 +208,8 @@ def _boot(expected: Expectation, ended: Ended, marks: _Marks) -> Iterator[Diagno
         )
     elif booted is not None and booted != (expected.release,):
         yield _failed("boot-failed", f"The guest runs {' '.join(booted)} instead of {expected.release}.")
-    excused = _deviceless(expected, marks)
     for name, status, *message in marks.find("module"):
-        if status != "0" and name not in excused:
+        if status != "0":
             yield _failed(
                 "boot-failed",
                 f"The kernel's own module {name} could not be loaded in the guest: {' '.join(message)}",
@@ -244,10 +245,7 @@ def _applied(expected: Expectation, marks: _Marks, turn: str) -> Iterator[Diagno
     if marks.first("enabled", turn) != ("1",):
         yield _failed("load-failed", f"The livepatch '{expected.name}' is not enabled after its transition.")
     late = " when it was loaded after the livepatch" if turn == "second" else ""
-    excused = _deviceless(expected, marks)
     for object_name in expected.objects:
-        if object_name in excused:  # see `_comings`
-            continue
         # kernels before 6.1 have no attribute "patched"; there the entry must do
         if marks.first("object", turn, object_name) not in {("1",), ("unknown",)}:
             yield _failed("load-failed", f"The livepatch did not apply to {object_name}{late}.", where=object_name)
@@ -311,26 +309,6 @@ def _removal(marks: _Marks) -> Iterator[Diagnosis]:
             yield _failed(
                 "load-failed",
                 f"With the livepatch loaded, the module {name} cannot be loaded: {' '.join(message)}",
-                where=name,
-                hint="The livepatch cannot be applied to the module when it comes; the log of the guest says why.",
-            )
-
-
-def _comings(expected: Expectation, ended: Ended, marks: _Marks) -> Iterator[Diagnosis]:
-    """A module without a device is there until its init has failed: long enough for the livepatch to be applied to it.
-
-    The kernel does that before init runs, and says so (klp_module_coming in kernel/livepatch/core.c).
-    """
-    for name in _deviceless(expected, marks):
-        late = marks.first("module-late", name)
-        if late is None:
-            continue  # it ended before
-        applied = f"livepatch: applying patch '{expected.name}' to loading module '{name}'"
-        told = " ".join(late[1:])
-        if applied not in ended.console or (late[:1] != ("0",) and _NO_DEVICE not in told):
-            yield _failed(
-                "load-failed",
-                f"The livepatch was not applied to {name} as it was loaded: {told}",
                 where=name,
                 hint="The livepatch cannot be applied to the module when it comes; the log of the guest says why.",
             )
