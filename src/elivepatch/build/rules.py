@@ -315,8 +315,8 @@ _NOTES: dict[str, Rule] = {
     ),
     "module-not-run": Rule(
         "The guest of the boot test has no device for a module that the patch changes",
-        "The livepatch was applied to a copy of the module whose init does nothing; none of its code ran. Try it first "
-        "on a host that has such a device and is not needed.",
+        "The livepatch was applied to a copy of the module that has no init; none of its code ran. Try it first on a "
+        "host that has such a device and is not needed.",
         severity="warning",
     ),
     "callbacks": Rule(

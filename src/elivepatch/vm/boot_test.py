@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elivepatch import process
-from elivepatch.errors import BootTestFailedError, InternalError, InvalidInputError
+from elivepatch.errors import BootTestFailedError, InternalError
 from elivepatch.progress import Progress
 from elivepatch.protocol.models import Verification
 from elivepatch.vm import boot_script, initramfs, machine
@@ -95,13 +95,10 @@ def boot_test(
     verdict = trying.run(modules, frozenset())
     stubs: frozenset[str] = frozenset()
     while lacking := set(verdict.deviceless) - stubs:
-        stubs = frozenset(directory.with_dependents(stubs | lacking, [module.name for module in modules]))
-        try:
-            modules = [replace(one, elf=without_init(one.elf)) if one.name in stubs else one for one in modules]
-        except InvalidInputError as error:
-            progress.step(f"boot test: {error.message}")
-            break
-        progress.step(f"boot test: no device for {', '.join(sorted(lacking))}; once more without what they do")
+        added = directory.with_dependents(stubs | lacking, [module.name for module in modules]) - stubs
+        stubs |= added
+        modules = [replace(one, elf=without_init(one.elf)) if one.name in added else one for one in modules]
+        progress.step(f"boot test: no device for {', '.join(sorted(lacking))}; once more without its init")
         verdict = trying.run(modules, stubs)
     if not verdict.passed:
         raise BootTestRejectedError(verdict)
