@@ -12,8 +12,10 @@ from __future__ import annotations
 
 #: Seconds of the check script's run; a check looks at something, it does not work.
 CHECK_TIMEOUT = 20
-#: Seconds of the guest in which the livepatch must be gone after it was disabled.
+#: Seconds of the guest in which the livepatch must be gone after it was disabled, and those more for each function:
+#: the kernel takes them out of the function tracer one by one, behind the transition.
 REVERT_LIMIT = 30
+REVERT_LIMIT_PER_FUNCTION = 0.5
 #: Bytes of the check script's output that are kept of each run.
 CHECK_OUTPUT = 4096
 
@@ -189,13 +191,13 @@ finish
 """
 
 
-def settings(*, nonce: str, name: str, transition_limit: int) -> str:
+def settings(*, nonce: str, name: str, transition_limit: int, revert_limit: int = REVERT_LIMIT) -> str:
     """The file that /init reads first. Every value is of letters, digits and ``_`` only, so that none needs quotes."""
     values = {
         "nonce": nonce,
         "name": name,
         "transition_limit": str(transition_limit),
-        "revert_limit": str(REVERT_LIMIT),
+        "revert_limit": str(revert_limit),
         "check_limit": str(CHECK_TIMEOUT),
         "check_output": str(CHECK_OUTPUT),
     }

@@ -79,7 +79,7 @@ def boot_test(
     """Try a livepatch in a guest on its kernel; what the guest wrote stays in ``workdir``, an existing directory.
 
     ``busybox`` is a static busybox. ``timeout`` is wall seconds for the whole guest (without it two minutes, and some
-    for each module that it loads), ``transition_limit`` seconds of the guest for one transition. ``shared`` is a
+    for each module and function), ``transition_limit`` seconds of the guest for one transition. ``shared`` is a
     directory where what all boot tests have in common is kept: part of the initramfs, and whether KVM works. Raises
     BootTestRejectedError, which carries all findings and the verification, where the livepatch fails;
     ToolUnavailableError without QEMU; NotFoundError for a klp object that the kernel has no module for.
@@ -89,7 +89,7 @@ def boot_test(
     machine.require_qemu()
     directory = ModuleDirectory(kernel.modules)
     modules: list[LoadableModule] = directory.load_order(name for name in subject.objects if name != "vmlinux")
-    limit = timeout if timeout is not None else _TIMEOUT + _TIMEOUT_PER_MODULE * len(modules)
+    limit = _TIMEOUT + _TIMEOUT_PER_MODULE * len(modules) + 2 * len(subject.functions) if timeout is None else timeout
     trying = _Trying(kernel, subject, workdir, progress, busybox, limit, transition_limit, shared)
     progress.step(f"boot test on {kernel.release}")
     verdict = trying.run(modules, frozenset())
@@ -123,7 +123,10 @@ class _Trying:
         """Try it once; ``stubs`` are the names of the modules that do nothing."""
         nonce = secrets.token_hex(16)
         subject = self.subject
-        settings = boot_script.settings(nonce=nonce, name=subject.name, transition_limit=self.transition_limit)
+        revert_limit = round(boot_script.REVERT_LIMIT + boot_script.REVERT_LIMIT_PER_FUNCTION * len(subject.functions))
+        settings = boot_script.settings(
+            nonce=nonce, name=subject.name, transition_limit=self.transition_limit, revert_limit=revert_limit
+        )
         initrd = initramfs.write(
             self.workdir / "boot-test.initrd",
             _shared_part(self.busybox, self.shared),
@@ -146,6 +149,7 @@ class _Trying:
             checked=subject.check is not None,
             check_crlf=b"\r\n" in (subject.check or b""),
             transition_limit=self.transition_limit,
+            revert_limit=revert_limit,
             not_run=tuple(name for name in subject.objects if name in stubs),
         )
         verdict = _attempt(guest, expected, nonce, self.timeout, self.progress, self.shared)

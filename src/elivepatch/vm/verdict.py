@@ -46,8 +46,8 @@ class Expectation:
     ``objects`` are the klp objects the livepatch must apply to; ``functions`` are entries as in sysfs,
     ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``only_callbacks`` says that it has callbacks, and replaces no
     function. ``checked`` says that there is a check script, and ``check_crlf``
-    that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` is seconds. ``not_run`` are
-    the objects whose module is a copy that does nothing (see `stub`).
+    that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` and
+    ``revert_limit`` are seconds. ``not_run`` are the objects whose module is a copy that does nothing (see `stub`).
     """
 
     release: str
@@ -58,6 +58,7 @@ class Expectation:
     checked: bool = False
     check_crlf: bool = False
     transition_limit: int = 30
+    revert_limit: int = boot_script.REVERT_LIMIT
     not_run: tuple[str, ...] = ()
 
 
@@ -127,7 +128,7 @@ def judge(expected: Expectation, ended: Ended) -> Verdict:
         *_boot(expected, ended, marks),
         *_load(expected, marks),
         *_checks(expected, ended, marks),
-        *_removal(marks),
+        *_removal(expected, marks),
         *_kernel_log(ended),
         *_taint(marks),
         *_end(ended, marks),
@@ -291,13 +292,13 @@ def _check_output(control: str, moment: str) -> str:
     return "\n".join(lines[-_EXCERPT_LINES:])
 
 
-def _removal(marks: _Marks) -> Iterator[Diagnosis]:
+def _removal(expected: Expectation, marks: _Marks) -> Iterator[Diagnosis]:
     stuck = any(True for _ in marks.find("stuck"))
     for turn in ("first", "second"):
         if marks.status("revert", turn) not in {None, 0} and not stuck:
             yield _failed(
                 "revert-failed",
-                f"The livepatch was not gone {boot_script.REVERT_LIMIT} s after it was disabled.",
+                f"The livepatch was not gone {expected.revert_limit} s after it was disabled.",
                 hint="A task never leaves a function of the livepatch, or the module's own hooks do not end.",
             )
         if marks.status("unload", turn) not in {None, 0}:
