@@ -61,7 +61,7 @@ def test_what_a_host_asks_for_was_built_ahead(
             time.sleep(0.2)
         (ahead,) = builds
         assert (ahead["kernel"], ahead["status"]) == (kernel.release, "done"), ahead
-        assert ahead["entries"] == ["string", "two-files"]
+        assert ahead["entries"] == ["team/string", "team/two-files"]
         files = "".join(
             f"cat > team/{name} <<'END-OF-FILE'\n{text}END-OF-FILE\n"
             for name, text in {**FILES, "elivepatch.yml": description}.items()
