@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,10 +251,10 @@ def test_the_cve_mode_tells_a_user_whose_state_directory_is_closed_what_it_needs
     loaded.host = Host(loaded.host.root, loaded.host.calls, loaded.host.clock, 1000)
     real = os.stat
 
-    def closed(path: object, **named: object) -> os.stat_result:
+    def closed(path: Any, **named: Any) -> os.stat_result:  # Any: those of os.stat
         if str(path).startswith(f"{loaded.state}/"):
             raise PermissionError(13, "Permission denied", str(path))
-        return real(path, **named)  # type: ignore[arg-type]
+        return real(path, **named)
 
     loaded.kernel.vanish(FIRST)
     monkeypatch.setattr(os, "stat", closed)

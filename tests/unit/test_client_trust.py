@@ -22,7 +22,7 @@ from elivepatch.client.state import LockedError, StateDirectory, check_output, r
 from elivepatch.errors import InvalidInputError, InvalidSettingError
 
 STRANGER = 12345
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
 @pytest.fixture

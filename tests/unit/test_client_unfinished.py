@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -133,8 +134,8 @@ def _behind_the_step(monkeypatch: pytest.MonkeyPatch, wanted: str, then: Callabl
     step = Record.step
     done: list[str] = []
 
-    def and_then(self: Record, name: str, **more: object) -> None:
-        step(self, name, **more)  # type: ignore[arg-type]
+    def and_then(self: Record, name: Any, **more: Any) -> None:  # Any: those of Record.step
+        step(self, name, **more)
         if name == wanted and not done:
             done.append(name)
             then()

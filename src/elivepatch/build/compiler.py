@@ -174,7 +174,7 @@ class Compiler:
         work = self._work / "survey"
         found: dict[str, OriginalObject | str] = {}
         with self._kernel.sandbox(work) as sandbox:
-            done = self._kernel.kbuild.objects(sandbox, missing, parallel=self._parallel, spelled=self._spelled)
+            done = self._make(sandbox, missing, "")
         for path in objects:
             if path in missing:
                 built = work / "upper" / path

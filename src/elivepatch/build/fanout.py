@@ -78,9 +78,10 @@ class Fanout:
             return Users(reached=frozenset(reached), refused=[_too_many(headers, candidates, CANDIDATES_LIMIT)])
         elsewhere = lie_elsewhere(self.kernel, {file: self.index.units[file] for file in (*candidates, *whole)})
         spelled = spell(self.kernel, elsewhere, work.with_name(f"{work.name}-makefiles"))
-        if not candidates:
-            return Users(objects, frozenset(reached), included, spelled=spelled)
         unknown = {file: module for file, module in elsewhere.items() if file.rpartition(".")[0] not in spelled}
+        lost = [unspelled(file, unknown[file]) for file in sorted(whole - taken) if file in unknown]
+        if lost or not candidates:
+            return Users(objects, frozenset(reached), included, refused=lost, spelled=spelled)
         more, refused = self._sieve(headers, candidates, unknown, spelled, work)
         if len(more) > OBJECTS_LIMIT:
             refused = [_too_many(headers, [f"{path.removesuffix('.o')}.c" for path in more], OBJECTS_LIMIT)]

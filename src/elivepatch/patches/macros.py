@@ -49,9 +49,13 @@ def foreign_macros(changes: Sequence[SourceChange], engine: str) -> list[Diagnos
             defined = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+%s\b" % re.escape(name.encode()), re.MULTILINE)
             if len(uses) > len(pattern.findall(before)) and not any(defined.search(each) for _, each in texts):
                 line = text.count(b"\n", 0, uses[0].start()) + 1
-                found.append(_finding(change.path, line, name, hint, (other, engine)))
+                said = f"{name} is for {_TOOLS[other]}, and livepatches of this kernel are made with {_TOOLS[engine]}."
+                found.append(_diagnosis("foreign-macro", change.path, line, said, hint))
         if (shadow := _SHADOW.search(text)) and not _SHADOW.search(before):
-            found.append(_shadow(change.path, text.count(b"\n", 0, shadow.start()) + 1, shadow[1].decode()))
+            line, name = text.count(b"\n", 0, shadow.start()) + 1, shadow[1].decode()
+            said = f"kpatch_shadow_{name}() is of kpatch's core module, which no livepatch has to have any more."
+            hint = f"Use klp_shadow_{name}() of <linux/livepatch.h>."
+            found.append(_diagnosis("foreign-macro", change.path, line, said, hint))
     return found
 
 
@@ -75,7 +79,10 @@ def macros_without_header(changes: Sequence[SourceChange], engine: str) -> list[
         defined = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+%s\b" % match[1], re.MULTILINE)
         if not any(defined.search(each) for _, each in texts):
             line = text.count(b"\n", 0, match.start()) + 1
-            found.append(_unincluded(change.path, line, match[1].decode(), engine))
+            header = _HEADERS[engine][0]
+            said = f"{match[1].decode()} is used, and {header}, which defines it, is not included."
+            hint = f"Add to the includes of the file: #include {header}"
+            found.append(_diagnosis("macro-header", change.path, line, said, hint))
     return found
 
 
@@ -87,18 +94,6 @@ def _inclusion(name: str) -> re.Pattern[bytes]:
     """A line that includes a header, in whatever way."""
     spelled = re.escape(name.strip('<>"').encode())
     return re.compile(rb"^[ \t]*#[ \t]*include[ \t]*[<\"](?:[^>\"\n]*/)?%s[>\"]" % spelled, re.MULTILINE)
-
-
-def _unincluded(path: str, line: int, name: str, engine: str) -> Diagnosis:
-    header = _HEADERS[engine][0]
-    return Diagnosis(
-        rule="macro-header",
-        message=f"{name} is used, and {header}, which defines it, is not included.",
-        file=path,
-        line=line,
-        hint=f"Add to the includes of the file: #include {header}",
-        doc=f"{DOC}#macro-header",
-    )
 
 
 def _foreign(other: str, engine: str) -> Iterator[tuple[re.Pattern[bytes], str, str]]:
@@ -114,24 +109,5 @@ def _foreign(other: str, engine: str) -> Iterator[tuple[re.Pattern[bytes], str, 
         yield re.compile(rb"\b%s\b" % whole.encode()), whole, hint
 
 
-def _shadow(path: str, line: int, name: str) -> Diagnosis:
-    return Diagnosis(
-        rule="foreign-macro",
-        message=f"kpatch_shadow_{name}() is of kpatch's core module, which no livepatch has to have any more.",
-        file=path,
-        line=line,
-        hint=f"Use klp_shadow_{name}() of <linux/livepatch.h>.",
-        doc=f"{DOC}#foreign-macro",
-    )
-
-
-def _finding(path: str, line: int, name: str, hint: str, engines: tuple[str, str]) -> Diagnosis:
-    other, engine = (_TOOLS[each] for each in engines)
-    return Diagnosis(
-        rule="foreign-macro",
-        message=f"{name} is for {other}, and livepatches of this kernel are made with {engine}.",
-        file=path,
-        line=line,
-        hint=hint,
-        doc=f"{DOC}#foreign-macro",
-    )
+def _diagnosis(rule: str, path: str, line: int, message: str, hint: str) -> Diagnosis:
+    return Diagnosis(rule=rule, message=message, file=path, line=line, hint=hint, doc=f"{DOC}#{rule}")

@@ -165,7 +165,7 @@ class Verification(Answer):
     accelerator: str | None = None
     not_run: tuple[str, ...] = Field(
         default=(),
-        description="modules for which the guest has no device: it was applied to copies of them that do nothing",
+        description="modules for which the guest has no device: it was applied to copies of them without their init",
     )
     log: str | None = None
 

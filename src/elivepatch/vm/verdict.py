@@ -47,7 +47,7 @@ class Expectation:
     ``OBJECT/FUNCTION`` or ``OBJECT/FUNCTION,SYMPOS``. ``only_callbacks`` says that it has callbacks, and replaces no
     function. ``checked`` says that there is a check script, and ``check_crlf``
     that lines of it end in CR LF, which is no shell's end of a line. ``transition_limit`` and
-    ``revert_limit`` are seconds. ``not_run`` are the objects whose module is a copy that does nothing (see `stub`).
+    ``revert_limit`` are seconds. ``not_run`` are the objects whose module is a copy without its init (see `stub`).
     """
 
     release: str
