@@ -65,9 +65,8 @@ def parents_of(kernel: PreparedKernel, file: str) -> tuple[str, ...]:
     path = PurePosixPath(file)
     above = {str(parent) for parent in path.parents if str(parent) != "."}
     found: list[str] = []
-    for name, shipped in kernel.modules.items():
-        place = str(PurePosixPath(shipped).parent).removeprefix("kernel/")
-        if place in above and (kernel.path / "symbols" / f"{name}.z").exists():
+    for name in kernel.modules:
+        if kernel.module_place(name) in above and (kernel.path / "symbols" / f"{name}.z").exists():
             tables = kernel.module_symbols(name)
             if file_groups(tables.symtab, tables.strtab, path.name):
                 found.append(name)
@@ -77,10 +76,10 @@ def parents_of(kernel: PreparedKernel, file: str) -> tuple[str, ...]:
 
 def foreign_module(kernel: PreparedKernel, file: str, parents: Collection[str]) -> str | None:
     """The module of a file that the makefile of another directory compiles (``../../../virt/kvm/x.o``); else None."""
-    places = {name: str(PurePosixPath(kernel.modules[name]).parent) for name in parents if name != "vmlinux"}
+    places = {name: kernel.module_place(name) for name in parents if name != "vmlinux"}
     if not places or "vmlinux" in parents:
         return None
-    if any(file.startswith(f"{place.removeprefix('kernel/')}/") for place in places.values()):
+    if any(file.startswith(f"{place}/") for place in places.values()):
         return None
     return min(places)
 
@@ -89,7 +88,7 @@ def _files_of_module(kernel: PreparedKernel, module: str, by_name: dict[str, lis
     if not (kernel.path / "symbols" / f"{module}.z").exists():
         return []
     tables = kernel.module_symbols(module)
-    place = f"{PurePosixPath(kernel.modules[module]).parent}/".removeprefix("kernel/")
+    place = f"{kernel.module_place(module)}/"
     found: list[str] = []
     elsewhere: list[list[str]] = []
     for name in sorted(file_names(tables.symtab, tables.strtab)):

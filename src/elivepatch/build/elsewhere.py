@@ -9,7 +9,7 @@ other. For vmlinux that name is in the debug information; the objects of modules
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from posixpath import normpath, splitext
 
 from elivepatch.build.contents import foreign_module
@@ -47,8 +47,7 @@ def spell(kernel: PreparedKernel, files: Mapping[str, str], work: Path) -> dict[
     places: dict[str, list[str]] = {}
     for file, module in files.items():
         if module != "vmlinux":
-            place = str(PurePosixPath(kernel.modules[module]).parent).removeprefix("kernel/")
-            places.setdefault(place, []).append(_stem(file))
+            places.setdefault(kernel.module_place(module), []).append(_stem(file))
     for number, (place, stems) in enumerate(places.items()):
         listed = {_stem(normpath(path)): _stem(path) for path in _listed(kernel, place, work / f"{number}")}
         found |= {stem: listed[stem] for stem in stems if stem in listed}

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from posixpath import normpath
 
 from elivepatch.build import unpack
@@ -150,6 +150,10 @@ class PreparedKernel:
     def module_path(self, name: str) -> Path:
         """The shipped file of a module, by its name with underscores."""
         return self.modules_directory / self.modules[name]
+
+    def module_place(self, name: str) -> str:
+        """The directory of the tree whose makefile makes a module: modules are shipped below the same path."""
+        return str(PurePosixPath(self.modules[name]).parent).removeprefix("kernel/")
 
     def vmlinux_readelf(self) -> str:
         """The symbol table of the image in the form of readelf."""

@@ -303,11 +303,7 @@ class Bench:
         errors = [finding for finding in report.diagnosis if finding.severity == "error"]
         files = {finding.file for finding in errors if finding.file}
         said = set(re.findall(r"\w+", " ".join([report.message or "", *(finding.message for finding in errors)])))
-        places = {
-            name: str(PurePosixPath(shipped).parent).removeprefix("kernel/")
-            for name, shipped in self.kernel.modules.items()
-            if name in said
-        }
+        places = {name: self.kernel.module_place(name) for name in self.kernel.modules if name in said}
         likely = [(_likeness(fix, files, places), at) for at, fix in enumerate(self.accepted)]
         (_, likeness), index = max(((bool(one), one), at) for one, at in likely)
         if not likeness or len(self.accepted) == 1:
