@@ -412,3 +412,53 @@ def test_who_interrupts_as_the_undoing_begins_does_not_stop_it(
     assert result.exit_code == 4, result.output
     assert json.loads(result.stdout)["error"]["code"] == "transition-timeout"
     assert machine.agreed() == []
+
+
+def test_a_read_only_file_system_does_not_keep_a_livepatch_in_the_kernel(
+    loaded: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def read_only(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if str(path).startswith(str(loaded.state)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, flags, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        assert loaded.load(SECOND).exit_code == 4  # nothing else is begun there
+        assert loaded.held() == [FIRST]
+        result = loaded.run("revert", "--json")
+    assert loaded.held() == []
+    assert result.exit_code == 4
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "left-unfinished"
+    assert "Read-only file system" in error["message"]
+    assert error["hint"].startswith("Make that file system writable, then run")
+    assert loaded.status()["exit_status"] == 7
+    assert loaded.run("revert", FIRST).exit_code == 0
+    assert loaded.agreed() == []
+
+
+def test_one_that_stays_does_not_keep_the_others_in_the_kernel(
+    loaded: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.kernel.replace = False
+    assert loaded.load_unproven(SECOND, "--beside").exit_code == 0
+    unload = loaded.kernel.unload
+
+    def stays(name: str) -> None:
+        if name == SECOND:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        unload(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.kernel, "unload", stays)
+        result = loaded.run("revert", "--all", "--json")
+    assert result.exit_code == 4
+    outcome = json.loads(result.stdout)
+    assert outcome["status"] == "left-unfinished"
+    assert [one["name"] for one in outcome["reverted"]] == [FIRST]
+    assert [(one["name"], one["code"]) for one in outcome["failed"]] == [(SECOND, "left-unfinished")]
+    assert loaded.held() == []  # it is disabled all the same
+    assert f"{SECOND} is disabled, but its module stays" in result.stderr

@@ -222,7 +222,7 @@ def test_a_file_system_that_is_read_only_loads_nothing(loaded: HostMachine, monk
         return real(path, flags, *more)
 
     monkeypatch.setattr(os, "open", read_only)
-    for words in (["boot"], ["mark", "alive"], ["allow", FIRST], ["revert", "--all"]):
+    for words in (["boot"], ["mark", "alive"], ["allow", FIRST], ["revert", FIRST]):
         result = loaded.run(*words)
         assert result.exit_code == 4
         assert "Read-only file system" in result.stderr

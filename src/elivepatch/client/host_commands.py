@@ -160,13 +160,14 @@ def revert_command(
         if everything:
             done = reverting.all()
             command.output.data(done.dump())
-            reverted = done.reverted
+            reverted, exit_status = done.reverted, done.exit_status
         else:
             one = reverting.one(name)
             command.output.data(one.dump())
-            reverted = (one,)
-        for line in revert_lines(reverted):
+            reverted, exit_status = (one,), one.exit_status
+        for line in revert_lines(reverted) if reverted or exit_status == 0 else ():
             command.output.result(line)
+        sys.exit(exit_status)
 
 
 @click.command("boot")

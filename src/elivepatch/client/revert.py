@@ -13,12 +13,12 @@ from elivepatch.client.acceptance import MODULE_NAME, kernel_name
 from elivepatch.client.activation import last_step
 from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
-from elivepatch.client.journal import Entry, Journal, StoredModule, new_id
+from elivepatch.client.journal import Entry, Journal, StepName, StoredModule, new_id
 from elivepatch.client.loader import Loader, LoaderStep, ModuleStaysError
 from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
-from elivepatch.client.state import LockedError, StateDirectory
+from elivepatch.client.state import LockedError, StateDirectory, UnwritableError
 from elivepatch.errors import DiskFullError, ElivepatchError, HostError, InvalidInputError, UnfinishedError
 from elivepatch.kernel.running import RunningKernel, livepatch, livepatches, running_kernel
 from elivepatch.protocol.models import Model
@@ -27,6 +27,8 @@ from elivepatch.protocol.models import Model
 _UNDO_PATIENCE = 30.0
 #: Last steps of livepatches that are not in the kernel and would be, or could be, loaded at boot.
 WAITING = {"loaded", "guarded", "allowed"}
+#: What keeps the journal from being written, and a livepatch, which may be the reason, not in the kernel.
+_UNTOLD = (DiskFullError, UnwritableError)
 
 
 class Reverted(Model):
@@ -45,12 +47,22 @@ class Reverted(Model):
     note: str | None = None
 
 
-class RevertedAll(Model):
-    """The livepatches that were taken out, in order."""
+class NotReverted(Model):
+    """A livepatch that could not be taken out, and why; ``code`` is that of the error."""
 
-    status: Literal["reverted"] = "reverted"
-    exit_status: Literal[0] = 0
+    name: str
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class RevertedAll(Model):
+    """The livepatches that were taken out, in order, and those that were not; ``exit_status`` is the first one's."""
+
+    status: Literal["reverted", "left-unfinished"] = "reverted"
+    exit_status: int = 0
     reverted: tuple[Reverted, ...]
+    failed: tuple[NotReverted, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +88,23 @@ class Reverting:
             return self._revert(module, state)
 
     def all(self) -> RevertedAll:
-        """Revert all livepatches that the kernel holds, the last one first. For what it raises see `one`."""
+        """Revert all livepatches that the kernel holds, the last one first; one that stays does not keep the others.
+
+        Raises HostError where nothing can be begun.
+        """
+        done: list[Reverted] = []
+        failed: list[NotReverted] = []
+        exit_status = 0
         with self._locked(None) as (state, _):
-            names = self.last_first(Journal(state).entries()[0])
-            return RevertedAll(reverted=tuple(self._revert(name, state) for name in names))
+            for name in self.last_first(Journal(state).entries()[0]):
+                try:
+                    done.append(self._revert(name, state))
+                except ElivepatchError as error:
+                    self.output.error(error)
+                    failed.append(NotReverted(name=name, code=error.code, message=error.message, hint=error.hint))
+                    exit_status = exit_status or error.exit_status
+        status = "left-unfinished" if failed else "reverted"
+        return RevertedAll(status=status, exit_status=exit_status, reverted=tuple(done), failed=tuple(failed))
 
     def last_first(self, entries: Sequence[Entry]) -> list[str]:
         """The livepatches that the kernel holds, the last one first."""
@@ -121,13 +146,17 @@ class Reverting:
         interrupted = False
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(state.locked())
+                stack.enter_context(state.locked(unwritable=True))
             except LockedError:
                 interrupted = self._interrupt(module, state)
                 if not interrupted:
                     raise
-                stack.enter_context(state.locked(max(self.settings.transition_timeout, 15) + _UNDO_PATIENCE))
-            Settling(self.host, self.settings, state, self.output).run(running_kernel(self.host.root))
+                patience = max(self.settings.transition_timeout, 15) + _UNDO_PATIENCE
+                stack.enter_context(state.locked(patience, unwritable=True))
+            try:
+                Settling(self.host, self.settings, state, self.output).run(running_kernel(self.host.root))
+            except _UNTOLD as error:
+                self.output.warn(f"the journal could not be set right: {error.message}")
             yield state, interrupted
 
     def being_loaded(self, state: StateDirectory) -> list[str]:
@@ -167,9 +196,12 @@ class Reverting:
         record = journal.begin(entry)
 
         def step(taken: LoaderStep) -> None:
+            tell(taken)
+
+        def tell(taken: StepName, detail: str | None = None) -> None:
             try:
-                record.step(taken, boot_id=kernel.boot_id)
-            except DiskFullError as error:  # a livepatch may be what fills it
+                record.step(taken, boot_id=kernel.boot_id, detail=detail)
+            except _UNTOLD as error:
                 self.output.warn(f"the journal could not be written: {error.message}")
 
         loader = Loader(self.host, self.settings.transition_timeout, self.output.line, step)
@@ -182,20 +214,21 @@ class Reverting:
                 seconds = loader.revert(module)
         except ModuleStaysError as error:
             if not entry.forced:
-                record.step("failed", boot_id=kernel.boot_id, detail=error.message)
+                tell("failed", error.message)
                 raise
             seconds, note = 0.0, "its module stays until the next boot, because its transition was forced"
         except ElivepatchError as error:
             if len(record.entry.steps) > began:
                 turned_round = record.entry.steps[-1].step == "undone"
-                record.step("loaded" if turned_round else "failed", boot_id=kernel.boot_id, detail=error.message)
+                tell("loaded" if turned_round else "failed", error.message)
             raise
         try:
             record.step("reverted", boot_id=kernel.boot_id, detail=note)
-        except DiskFullError as error:
+        except _UNTOLD as error:
+            first = "Make room" if isinstance(error, DiskFullError) else "Make that file system writable"
             raise UnfinishedError(
                 f"{module} is reverted, and the journal could not be told: {error.message}",
-                hint=f"Make room, then run 'elivepatch revert {module}' again, or it is loaded at the next boot.",
+                hint=f"{first}, then run 'elivepatch revert {module}' again, or it is loaded at the next boot.",
             ) from error
         return _reverted(module, entry, seconds, note=note)
 

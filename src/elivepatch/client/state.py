@@ -27,14 +27,22 @@ _LINKS = 40
 DEFAULT_STATE = Path("/var/lib/elivepatch-client")
 
 
+#: What the kernel says where a file system takes no changes, or cannot any more.
+_UNWRITABLE = {errno.EROFS, errno.EIO}
+
+
 class LockedError(HostError):
     """Another elivepatch is changing this kernel."""
+
+
+class UnwritableError(HostError):
+    """The file system takes no changes."""
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a file aside, get it to the disk, then put it in its place: at any moment there is the old one or the new.
 
-    Raises DiskFullError and HostError.
+    Raises DiskFullError, UnwritableError and HostError.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
@@ -53,6 +61,10 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(
                 f"No space is left to write {path}.", hint="Free some space on that file system and try again."
+            ) from error
+        if error.errno in _UNWRITABLE:
+            raise UnwritableError(
+                f"{path} cannot be written: {error.strerror}.", hint="Make that file system writable and try again."
             ) from error
         raise HostError(
             f"{path} cannot be written: {error.strerror}.", hint="Check the directory and its permissions."
@@ -241,13 +253,14 @@ class StateDirectory:
         return None
 
     @contextlib.contextmanager
-    def locked(self, patience: float = _LOCK_PATIENCE) -> Generator[None]:
+    def locked(self, patience: float = _LOCK_PATIENCE, *, unwritable: bool = False) -> Generator[None]:
         """Hold the lock that lets one client at a time change the kernel.
 
-        Raises LockedError where another holds it for longer than ``patience`` seconds, HostError where it cannot be.
+        With ``unwritable`` it is had on a file system that takes no changes too: for who undoes something. Raises
+        LockedError where another holds it for longer than ``patience`` seconds, HostError where it cannot be.
         """
         self.prepare()
-        descriptor = self._open_lock()
+        descriptor = self._open_lock(unwritable=unwritable)
         try:
             while True:
                 if not _lock(descriptor, patience):
@@ -258,7 +271,7 @@ class StateDirectory:
                 if self._is_lock(descriptor):
                     break
                 self.prepare()  # 'uninstall' had it before, and has removed it
-                gone, descriptor = descriptor, self._open_lock()
+                gone, descriptor = descriptor, self._open_lock(unwritable=unwritable)
                 os.close(gone)
             with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, only its holder not named
                 os.ftruncate(descriptor, 0)
@@ -271,11 +284,14 @@ class StateDirectory:
         finally:
             os.close(descriptor)
 
-    def _open_lock(self) -> int:
+    def _open_lock(self, *, unwritable: bool) -> int:
         path = self.path / "lock"
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            if error.errno in _UNWRITABLE and unwritable:
+                with contextlib.suppress(OSError):
+                    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
 
     def _is_lock(self, descriptor: int) -> bool:
