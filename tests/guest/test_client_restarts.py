@@ -183,6 +183,8 @@ mark swapped; elivepatch load lp_second.ko --report lp_good.json; echo "exit $?"
 mark full; dd if=/dev/zero of=$state/filler bs=1k 2>/dev/null; {good}; echo "exit $?"; held
 mark nearly; truncate -s -200k $state/filler; {good}; echo "exit $?"; held; elivepatch status; echo "exit $?"
 mark room; rm $state/filler; {good}; echo "exit $?"; held
+mark readonly; /run/guest/busybox mount -o remount,ro $state; {good}; elivepatch revert lp_good; echo "exit $?"; held
+mark writable; /run/guest/busybox mount -o remount,rw $state; elivepatch revert lp_good; echo "exit $?"; {good}; held
 mark corrupted; elivepatch mark shutdown
 printf X | dd of=$(echo $state/modules/*/lp_good.ko) bs=1 seek=5000 conv=notrunc 2>/dev/null
 """
@@ -198,6 +200,11 @@ printf X | dd of=$(echo $state/modules/*/lp_good.ko) bs=1 seek=5000 conv=notrunc
         assert "exit 0" not in told[section].partition("held")[0].split("kernel ")[0], told[section]
         assert "\nlp_good\n" not in told[section]
     assert "lp_good is loaded" in told["room"]
+    assert "lp_good is reverted, and the journal could not be told" in told["readonly"]
+    assert "exit 4" in told["readonly"]
+    assert "\nlp_good\n" not in told["readonly"]
+    assert "exit 0" in told["writable"]
+    assert "\nlp_good\n" in told["writable"]
 
     read_only = host.run(
         'elivepatch boot; echo "exit $?"; held; elivepatch status; echo "exit $?"', options="ro"
