@@ -14,9 +14,9 @@ from elivepatch.client.classic import ClassicGroup
 from elivepatch.client.command import FILE, FLAGS, ending_well, settings_for, shared_flags, subcommand, tell_failure
 from elivepatch.client.completion_command import completion_command
 from elivepatch.client.cve_commands import cve_group
-from elivepatch.client.entry import INTERRUPTED
 from elivepatch.client.host import Host
 from elivepatch.client.host_commands import COMMANDS
+from elivepatch.client.interruption import INTERRUPTED
 from elivepatch.client.output import Output
 from elivepatch.client.overlay_commands import overlay_command
 from elivepatch.client.overlay_host_commands import OVERLAY_COMMANDS

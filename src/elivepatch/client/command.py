@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elivepatch.client.entry import INTERRUPTED, begin
 from elivepatch.client.host import Host
+from elivepatch.client.interruption import INTERRUPTED, begin
 from elivepatch.client.output import Output, printable
 from elivepatch.errors import ElivepatchError, InternalError, InvalidSettingError
 
