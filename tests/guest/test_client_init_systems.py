@@ -127,6 +127,50 @@ mark stopped; systemctl restart elivepatch-shutdown.service; grep -l '"stopped"'
     assert "\nlivepatched\n" in second.sections["back"]
 
 
+#: In place of the client: it fails once at boot, as the client does where a task stays in a patched function.
+ONCE = """
+cat >usr/local/bin/once <<'PROGRAM'
+#!/bin/sh
+[ "$1" != boot ] || test -e /run/failed || { touch /run/failed; exit 4; }
+exec /usr/bin/elivepatch "$@"
+PROGRAM
+chmod 755 usr/local/bin/once
+"""
+AWAIT = """mark back
+for second in $(seq 60); do held | grep -q lp_good && break; sleep 1; done; held; cat /proc/cmdline
+test -e /run/failed && echo "it had failed"
+"""
+
+
+def test_under_systemd_a_load_that_failed_at_boot_is_tried_again(systemd_host: RestartingHost) -> None:
+    assert "lp_good is loaded" in systemd_host.run(LOAD).sections["load"]
+    systemd_host.prepare += f"""{ONCE}
+mkdir etc/systemd/system/elivepatch.service.d
+cat >etc/systemd/system/elivepatch.service.d/once.conf <<'UNIT'
+[Service]
+ExecStart=
+ExecStart=/usr/local/bin/once boot
+RestartSec=3
+UNIT
+"""
+    told = systemd_host.run(f"{AWAIT}systemctl show -p NRestarts elivepatch.service").sections["back"]
+    print(told)
+    assert "it had failed" in told
+    assert "NRestarts=1" in told
+    assert "\nlivepatched\n" in told
+
+
+def test_under_openrc_a_load_that_failed_at_boot_is_tried_again(openrc_host: RestartingHost) -> None:
+    assert "lp_good is loaded" in openrc_host.run(LOAD).sections["load"]
+    openrc_host.prepare += f"""{ONCE}
+printf '%s\\n' ELIVEPATCH_PROGRAM=/usr/local/bin/once ELIVEPATCH_INTERVAL=3 >etc/conf.d/elivepatch
+"""
+    told = openrc_host.run(AWAIT).sections["back"]
+    print(told)
+    assert "it had failed" in told
+    assert "\nlivepatched\n" in told
+
+
 def test_under_openrc_an_orderly_restart_brings_the_livepatch_back(openrc_host: RestartingHost) -> None:
     first = openrc_host.run(
         f"""
