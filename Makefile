@@ -16,7 +16,7 @@ STAMP := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels bench-klp-build survey requirements packages single-file gentoo-overlay clean clean-cache
+.PHONY: help setup demo man check test test-unit test-guest test-slow bench bench-kernels bench-own bench-klp-build survey requirements packages single-file gentoo-overlay clean clean-cache
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ bench: setup ## measure builds against the bare compiler; results in bench.json
 
 bench-kernels: setup ## cold and warm times for every kernel that Debian 12 and 13 publish; results in bench-kernels.json
 	$(BIN)/python scripts/bench_kernels.py --json bench-kernels.json
+
+bench-own: setup ## cold and warm times for kernels of one's own, with and without their image (half an hour); results in bench-own.json
+	$(BIN)/python scripts/bench_own.py --json bench-own.json
 
 bench-klp-build: setup ## measure the kernel's own klp-build against ours on a small kernel (an hour); results in bench-klp-build.json
 	$(BIN)/python scripts/compare_klp_build.py --json bench-klp-build.json

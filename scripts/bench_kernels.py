@@ -55,6 +55,13 @@ def newest(workshop: Workshop, suite: str, series: str, flavour: str, progress: 
     return max(fitting)
 
 
+def renaming_patch(tree: Path, name: str | None = None) -> bytes:
+    """A patch for a kernel's own source that gives a line of /proc/meminfo another name, one never seen by default."""
+    before = (tree / SOURCE).read_text().splitlines(keepends=True)
+    after = [line.replace(OLD, name or f"Vm{secrets.token_hex(5)}") for line in before]
+    return "".join(difflib.unified_diff(before, after, f"a/{SOURCE}", f"b/{SOURCE}")).encode()
+
+
 class OneKernel(bench.Bench):
     """The measurements of `bench`, with a patch for the kernel's own source."""
 
@@ -62,9 +69,7 @@ class OneKernel(bench.Bench):
 
     def job(self, release: str, *, verify: bool = False) -> Job:
         name = f"Vm{secrets.token_hex(5)}"
-        before = (self.source / SOURCE).read_text().splitlines(keepends=True)
-        after = [line.replace(OLD, name) for line in before]
-        patch = "".join(difflib.unified_diff(before, after, f"a/{SOURCE}", f"b/{SOURCE}")).encode()
+        patch = renaming_patch(self.source, name)
         check = f"#!/bin/sh\ngrep -q '^{name}:' /proc/meminfo\n".encode() if verify else None
         return Job(BuildRequest(kernel=release, verify=verify), (InputFile("bench.patch", patch),), check=check)
 
