@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,18 @@ def test_a_flag_that_would_be_passed_over_is_refused(rig: Rig, words: list[str])
     assert result.exit_code == 2
     assert "no meaning for the CVE mode" in result.stderr
     assert rig.server.seen == []
+
+
+def test_a_kernel_that_takes_no_livepatch_can_be_looked_at(rig: Rig) -> None:
+    shutil.rmtree(rig.host.root / "sys/kernel/livepatch")
+    result = rig.run("-e", "--yes", patch=False)
+    assert result.exit_code == 4
+    assert "elivepatch cve list" in result.stderr
+    assert "elivepatch cve plan" in result.stderr
+    assert "--no-load" not in result.stderr  # which -e refuses
+    rig.server.reports = [PLAN, PLAN]
+    for words in (["cve", "list"], ["cve", "plan"]):
+        assert rig.run(*words, patch=False).exit_code == 0, words
 
 
 def test_without_a_terminal_it_has_to_be_said(rig: Rig) -> None:

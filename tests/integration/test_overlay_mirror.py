@@ -17,6 +17,7 @@ from elivepatch.errors import (
     InputTooLargeError,
     InvalidInputError,
     InvalidSettingError,
+    SourceRejectedError,
 )
 from elivepatch.overlay import mirror as mirror_module
 from elivepatch.overlay.commits import CommitPatches
@@ -371,9 +372,19 @@ def test_strange_files_are_not_read(rig: Rig, mode: str, name: bytes, rule: str)
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_names_that_git_forbids_are_refused_as_they_arrive_or_not_read(rig: Rig, name: bytes) -> None:
     with_patches(rig, tree(rig, ("100644", name, blob(rig))))
-    with pytest.raises((DownloadFailedError, OverlayRejectedError)):
+    with pytest.raises((SourceRejectedError, OverlayRejectedError)):
         rig.sync()
     assert rig.commit is None
+
+
+def test_what_fsck_found_is_told_and_whose_it_is_to_mend(rig: Rig) -> None:
+    bad = tree(rig, ("100644", b".git", blob(rig)))
+    with_patches(rig, bad)
+    with pytest.raises(SourceRejectedError) as error:
+        rig.sync()
+    assert f"{bad[:12]}: hasDotgit: contains '.git'" in error.value.message
+    assert "must be repaired" in (error.value.hint or "")
+    assert "Check url" not in (error.value.hint or "")
 
 
 def test_hooks_filters_and_submodules_do_not_run(rig: Rig, tmp_path: Path) -> None:

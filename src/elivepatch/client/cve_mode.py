@@ -32,6 +32,10 @@ from elivepatch.protocol.models import BuildStatus, Model
 
 #: Written by ``-l``: what was closed before that counts as open again.
 _CLEARED = "cves-cleared"
+_ONLY_TOLD = (
+    "'elivepatch cve list' shows the vulnerabilities of this kernel, and 'elivepatch cve plan' which of them a "
+    "livepatch could close: both load nothing."
+)
 
 
 class CveOutcome(Model):
@@ -81,10 +85,10 @@ class CveRun:
         loading = self.choice.until == "apply"
         settings = self.settings if loading else self.settings.model_copy(update={"load": False})
         # the patches that were named come before the fixes, in the plan as in the livepatch
-        scanning = RequestRun(Wish(self.choice.patches), settings, self.host, self.output, self.warnings)
+        scanning = self._request(Wish(self.choice.patches), settings)
         kernel, target, _, state = scanning.prepare(settle=loading)
         if scanning.plan.present is not None:  # all that was named is in force: then it is as if nothing was
-            scanning = RequestRun(Wish(()), settings, self.host, self.output, self.warnings)
+            scanning = self._request(Wish(()), settings)
             kernel, target, _, state = scanning.prepare(settle=False)
         if target != kernel.release:
             raise InvalidInputError(
@@ -102,6 +106,9 @@ class CveRun:
             with contextlib.suppress(OSError):
                 cleared.unlink(missing_ok=True)
         return ended
+
+    def _request(self, wish: Wish, settings: Settings) -> RequestRun:
+        return RequestRun(wish, settings, self.host, self.output, self.warnings, otherwise=_ONLY_TOLD)
 
     # -- asking
 
@@ -200,7 +207,7 @@ class CveRun:
             given=files,
             cves=tuple(works),
         )
-        outcome = RequestRun(wish, self.settings, self.host, self.output, self.warnings).run()
+        outcome = self._request(wish, self.settings).run()
         in_force = outcome.status in {"loaded", "present"}
         status = "applied" if in_force else "stored" if outcome.status == "stored" else "refused"
         return ended.model_copy(
