@@ -69,7 +69,8 @@ class OpenCve:
     """A vulnerability that a version of the kernel has.
 
     ``fixes`` are the dyads whose fixes in the kernel's branch it lacks, in the order of the branch: all of them are
-    needed. Where there are none, ``mainline`` has the fixes that nobody has taken to the branch yet.
+    needed. Where there are none, ``mainline`` has the fixes that nobody has taken to the branch yet. ``endless`` says
+    that a part of it has no fix anywhere.
     """
 
     name: str
@@ -79,6 +80,7 @@ class OpenCve:
     files: tuple[str, ...]
     fixes: tuple[Dyad, ...]
     mainline: tuple[Dyad, ...] = ()
+    endless: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,11 +292,18 @@ class Index:
                         tuple(files.get(cve, ())),
                         fixes=tuple(dyad for dyad, own in lines[cve] if own and dyad.fixed is not None),
                         mainline=tuple(dyad for dyad, own in lines[cve] if not own and dyad.fixed is not None),
+                        endless=any(dyad.fixed is None for dyad, _ in lines[cve]),
                     )
                     for cve, name, title, score, vector in found
                 ),
                 key=lambda each: sort_key(each.name),
             )
+
+    def titled(self, title: str) -> int:
+        """How many vulnerabilities have that title: it is the subject of a commit, and some commits share theirs."""
+        with self._open() as data:
+            (number,) = data.execute("SELECT count(*) FROM cve WHERE title = ?", (title,)).fetchone()
+        return int(number)
 
     def get(self, name: str) -> Vulnerability:
         """One vulnerability. Raises NotFoundError."""
