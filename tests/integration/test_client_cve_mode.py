@@ -144,6 +144,19 @@ def test_a_flag_that_would_be_passed_over_is_refused(rig: Rig, words: list[str])
     assert rig.server.seen == []
 
 
+def test_what_the_server_opens_again_is_not_called_closed(rig: Rig, tmp_path: Path) -> None:
+    rig.server.reports = [PLAN]
+    assert rig.run("-e", "--yes", patch=False).exit_code == 0
+    again = entry(1001, "affected", trial={"state": "refused", "message": "its second fix changes data"})
+    rig.server.reports = [PLAN, PLAN, plan(again, entry(1002, "closed"), patches=0)]
+    vex = tmp_path / "vex.json"
+    result = rig.run("cve", "apply", "--yes", "--vex", vex, "--json", patch=False)
+    found = json.loads(result.stdout)
+    assert (found["status"], found["closed"]) == ("nothing", ["CVE-2026-1002"])
+    said = {one["vulnerability"]["name"]: one["status"] for one in json.loads(vex.read_text())["statements"]}
+    assert said == {"CVE-2026-1001": "affected", "CVE-2026-1002": "fixed"}
+
+
 def test_a_kernel_that_takes_no_livepatch_can_be_looked_at(rig: Rig) -> None:
     shutil.rmtree(rig.host.root / "sys/kernel/livepatch")
     result = rig.run("-e", "--yes", patch=False)

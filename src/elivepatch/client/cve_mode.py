@@ -173,6 +173,10 @@ class CveRun:
     # -- closing
 
     def _go_on(self, plan: CvePlan, kernel: RunningKernel, closed: tuple[str, ...]) -> CveOutcome:
+        states = {entry.id: entry.state for entry in plan.scan.cves}
+        # the server knows better than the journal: of some a fix is missing, of others one is in force unrecorded
+        kept = {name for name in closed if states.get(name, "closed") == "closed"}
+        closed = tuple(sorted(kept | {name for name, state in states.items() if state == "closed"}))
         works = [entry.id for entry in plan.scan.cves if entry.trial is not None and entry.trial.state == "works"]
         ended = CveOutcome(
             status="listed",

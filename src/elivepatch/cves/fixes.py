@@ -181,7 +181,7 @@ class HttpFixes:
 
     def _download(self, commit: str, target: Path, progress: Progress) -> None:
         if len(self._failures) >= _FAILURES:
-            raise UnavailableError(
+            raise DownloadFailedError(
                 f"{self.address} was not asked, as it had failed {_FAILURES} times in a row: "
                 f"{self._failures[-1].message}",
                 hint="Check the setting 'stable_http' and the network, then ask again.",
