@@ -256,3 +256,8 @@ def test_what_is_no_name_is_refused(rig: Rig, name: str) -> None:
     assert rig.run("cve", "plan", "--only", name, patch=False).exit_code == 2
     assert rig.run("cve", "show", name, patch=False).exit_code == 2
     assert rig.server.seen == []
+
+
+def test_a_score_that_is_no_number_is_refused(rig: Rig) -> None:
+    result = rig.run("cve", "plan", "--min-score", "nan", patch=False)
+    assert (result.exit_code, "a score of nan" in result.stderr) == (2, True), result.output

@@ -127,7 +127,8 @@ class CveRun:
             )
         except ValueError as error:
             raise InvalidInputError(
-                f"Not the names of vulnerabilities: {', '.join(self.choice.only)}.", hint="Like CVE-2026-46300."
+                f"These cannot be asked for: {', '.join(self.choice.only) or f'a score of {self.choice.min_score}'}.",
+                hint="Names are like CVE-2026-46300, scores from 0 to 10.",
             ) from error
         request = scanning.request(kernel.release, kernel).model_copy(update={"cves": wish})
         with Connection(self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate) as connection:
