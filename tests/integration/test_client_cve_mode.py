@@ -215,6 +215,14 @@ def test_a_plan_that_is_refused_keeps_its_reason(rig: Rig) -> None:
     assert json.loads(result.stdout)["error"]["code"] == "configuration-mismatch"
 
 
+def test_a_kernel_that_the_server_does_not_have_can_be_looked_up_by_its_version(rig: Rig) -> None:
+    missing = {"status": "failed", "key": KEY, "exit_status": 6, "error": "kernel-unavailable", "message": "no source"}
+    rig.server.reports = [missing]
+    result = rig.run("cve", "list", patch=False)
+    assert result.exit_code == 6
+    assert "cve scan --version X.Y.Z (6.12.117+deb13-cloud-amd64 is made from one)" in result.stderr
+
+
 def test_one_that_is_named_is_answered_for(rig: Rig) -> None:
     rig.server.reports = [plan(*OTHERS, patches=0)]
     result = rig.run("cve", "plan", "--only", "CVE-2026-1004", "--only", "cve-2026-9999", patch=False)

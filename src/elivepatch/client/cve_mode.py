@@ -25,7 +25,13 @@ from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory, write_whole
-from elivepatch.errors import HostError, InvalidInputError, ServerUnavailableError, UnavailableError
+from elivepatch.errors import (
+    HostError,
+    InvalidInputError,
+    KernelUnavailableError,
+    ServerUnavailableError,
+    UnavailableError,
+)
 from elivepatch.kernel.running import RunningKernel
 from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveWish
 from elivepatch.protocol.models import BuildStatus, Model
@@ -134,6 +140,11 @@ class CveRun:
         with Connection(self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate) as connection:
             build = scanning.ask(connection, request, inputs, kernel, state)
         if build.status is not BuildStatus.DONE:
+            if build.report is not None and build.report.error == KernelUnavailableError.code:
+                self._warn(
+                    "what a kernel lacks by its upstream version alone, the server's operator can look up: "
+                    f"elivepatch-server cve scan --version X.Y.Z ({kernel.release} is made from one)"
+                )
             return refusal(build, kernel.release, tuple(self.warnings))
         if build.report is None or build.report.cves is None:
             raise ServerUnavailableError(
