@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cve_bench import BASE, Branch, Machine, change, edited, ends_with, make_bench, name, refused
-from elivepatch.cves.fixes import make_fix
+from elivepatch.cves.fixes import Fix, make_fix
 from elivepatch.cves.trials import Bench
 from elivepatch.errors import CancelledError, DoesNotCompileError, NothingToPatchError, UnavailableError
 from elivepatch.job import InputFile, Job
@@ -220,3 +220,19 @@ def test_a_boot_test_that_fails_once_is_repeated_and_not_remembered(bench: Bench
     bench.source, bench.build, bench.accepted = Branch([fix]), ends_with(*endings), [fix]
     assert bench.together() is not None
     assert bench.accepted == [fix]
+
+
+def test_a_fix_that_is_no_text_is_told_and_takes_no_other_with_it(bench: Bench) -> None:
+    good = change("kernel/b.c", BASE, edited(3), name("b"))
+
+    class Latin(Branch):
+        def get(self, commit: str, progress: Progress) -> Fix:
+            if commit == name("a"):
+                diff = b"--- a/kernel/a.c\n+++ b/kernel/a.c\n@@ -1,2 +1,2 @@\n /* J\xf6rg */\n-int a;\n+int b;\n"
+                return make_fix(commit, "a fix", b"diff --git a/kernel/a.c b/kernel/a.c\n" + diff)
+            return super().get(commit, progress)
+
+    bench.source = Latin([good])
+    found = bench.try_all({name("a"): ["CVE-2026-1000"], name("b"): ["CVE-2026-1001"]})
+    assert {commit[0]: trial.state for commit, trial in found.items()} == {"a": "unavailable", "b": "works"}
+    assert "not UTF-8" in (found[name("a")].message or "")

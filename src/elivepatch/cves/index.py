@@ -306,19 +306,26 @@ class Index:
         return int(number)
 
     def get(self, name: str) -> Vulnerability:
-        """One vulnerability. Raises NotFoundError."""
+        """One vulnerability. Raises NotFoundError, and UnavailableError where its entry cannot be read."""
         with self._open() as data:
-            row = data.execute("SELECT id, name, title, score, vector FROM cve WHERE name = ?", (name,)).fetchone()
+            row = data.execute(
+                "SELECT id, name, title, score, vector, problem FROM cve WHERE name = ?", (name,)
+            ).fetchone()
             if row is None:
                 raise NotFoundError(
                     f"The feed knows no {name[:40]}.",
                     hint="The kernel's own CVEs begin in 2024; older ones are there only as far as they were added.",
                 )
-            cve, name, title, score, vector = row
+            cve, name, title, score, vector, problem = row
             dyads = data.execute(
                 "SELECT v_version, v_commit, f_version, f_commit FROM dyad WHERE cve = ? ORDER BY number", (cve,)
             ).fetchall()
             files = data.execute("SELECT path FROM file WHERE cve = ? ORDER BY path", (cve,)).fetchall()
+        if problem is not None and not dyads:
+            raise UnavailableError(
+                f"The entry of {name} in the CVE data cannot be read, so which kernels have it nobody knows: {problem}",
+                hint="Bring the data up to date: elivepatch-server cve sync. If that does not help, tell their makers.",
+            )
         return Vulnerability(
             name,
             title,
