@@ -259,6 +259,33 @@ def test_a_key_that_has_expired_or_was_revoked_does_not_count(rig: Rig, tmp_path
             rig.sync()
 
 
+@pytest.mark.parametrize(
+    ("option", "date", "good"),
+    [
+        ('valid-before="20200101"', "2019-06-01T00:00:00Z", False),  # whoever has the old key can set the clock back
+        ("valid-before=20200101Z", "2019-06-01T00:00:00Z", False),
+        ('valid-after="20990101"', "2099-06-01T00:00:00Z", False),
+        ('valid-after="20200101",valid-before="209901010000Z"', None, True),
+        ('valid-before="yesterday"', None, False),
+    ],
+)
+def test_an_allowed_signer_must_be_valid_today(
+    rig: Rig, ours: Keys, tmp_path: Path, option: str, date: str | None, good: bool
+) -> None:
+    signers = tmp_path / "signers"
+    signers.write_text(ours.signers.read_text().replace('namespaces="git"', f'namespaces="git",{option}'))
+    rig.pinned(ssh=signers)
+    if date is not None:
+        rig.repository.environment.update(GIT_COMMITTER_DATE=date, GIT_AUTHOR_DATE=date)
+    head = rig.repository.signed(ours, ssh=True)
+    if good:
+        assert rig.sync().state.commit == head
+        return
+    with pytest.raises(SignatureRejectedError):
+        rig.sync()
+    assert rig.commit is None
+
+
 @pytest.mark.parametrize("ssh", [False, True])
 def test_a_signed_tag_is_taken_whatever_its_commit_is(rig: Rig, ours: Keys, ssh: bool) -> None:
     rig.pinned(openpgp=ours.openpgp, ssh=ours.signers)
