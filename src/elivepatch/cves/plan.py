@@ -17,6 +17,7 @@ from elivepatch.cves.kernel import upstream_version, vendor_fixes
 from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import FilesOf, scan
 from elivepatch.cves.trials import Bench, Trial
+from elivepatch.cves.versions import KernelVersion
 from elivepatch.errors import UnavailableError
 from elivepatch.job import Job, wanted_kernel
 from elivepatch.progress import Progress
@@ -57,9 +58,9 @@ class Planner:
             progress.step(f"which vulnerabilities {kernel.release} has, made from {version}")
             vendor = vendor_fixes(kernel, wanted, self.workshop, progress)
             contents = Contents(kernel)
+            files_of = self._files_of(version)
 
             def look(closed: Collection[str]) -> CveScan:
-                files_of = self._files_of()
                 return scan(
                     self.index,
                     version,
@@ -84,17 +85,17 @@ class Planner:
             progress.phase("building", f"trying the fixes of {len(chosen)} vulnerabilities")
             return self._tried(found, chosen, bench)
 
-    def _files_of(self) -> FilesOf | None:
+    def _files_of(self, version: KernelVersion) -> FilesOf | None:
         """How to learn the files of the branch's own fixes; None where there is no mirror to ask."""
         source = self.source
-        if not isinstance(source, GitFixes):
+        if not isinstance(source, GitFixes) or not source.history.repository.mirror.exists():
             return None
+        commits = [fix.fixed_commit for cve in self.index.affecting(version) for fix in cve.fixes if fix.fixed_commit]
+        known = source.history.files(commits)
 
         def files(cve: OpenCve) -> Sequence[str]:
-            commits = [
-                fix.fixed_commit for fix in cve.fixes if fix.fixed_commit and source.history.has(fix.fixed_commit)
-            ]
-            return tuple(dict.fromkeys(file for commit in commits for file in source.history.files(commit)))
+            mine = [known.get(fix.fixed_commit or "") for fix in cve.fixes]
+            return tuple(dict.fromkeys(file for names in mine if names for file in names))
 
         return files
 
