@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,31 @@ def test_a_flag_that_would_be_passed_over_is_refused(rig: Rig, words: list[str])
     assert rig.server.seen == []
 
 
+def test_what_the_server_opens_again_is_not_called_closed(rig: Rig, tmp_path: Path) -> None:
+    rig.server.reports = [PLAN]
+    assert rig.run("-e", "--yes", patch=False).exit_code == 0
+    again = entry(1001, "affected", trial={"state": "refused", "message": "its second fix changes data"})
+    rig.server.reports = [PLAN, PLAN, plan(again, entry(1002, "closed"), patches=0)]
+    vex = tmp_path / "vex.json"
+    result = rig.run("cve", "apply", "--yes", "--vex", vex, "--json", patch=False)
+    found = json.loads(result.stdout)
+    assert (found["status"], found["closed"]) == ("nothing", ["CVE-2026-1002"])
+    said = {one["vulnerability"]["name"]: one["status"] for one in json.loads(vex.read_text())["statements"]}
+    assert said == {"CVE-2026-1001": "affected", "CVE-2026-1002": "fixed"}
+
+
+def test_a_kernel_that_takes_no_livepatch_can_be_looked_at(rig: Rig) -> None:
+    shutil.rmtree(rig.host.root / "sys/kernel/livepatch")
+    result = rig.run("-e", "--yes", patch=False)
+    assert result.exit_code == 4
+    assert "elivepatch cve list" in result.stderr
+    assert "elivepatch cve plan" in result.stderr
+    assert "--no-load" not in result.stderr  # which -e refuses
+    rig.server.reports = [PLAN, PLAN]
+    for words in (["cve", "list"], ["cve", "plan"]):
+        assert rig.run(*words, patch=False).exit_code == 0, words
+
+
 def test_without_a_terminal_it_has_to_be_said(rig: Rig) -> None:
     rig.server.reports = [PLAN]
     result = rig.run("-e", patch=False)
@@ -189,6 +215,14 @@ def test_a_plan_that_is_refused_keeps_its_reason(rig: Rig) -> None:
     assert json.loads(result.stdout)["error"]["code"] == "configuration-mismatch"
 
 
+def test_a_kernel_that_the_server_does_not_have_can_be_looked_up_by_its_version(rig: Rig) -> None:
+    missing = {"status": "failed", "key": KEY, "exit_status": 6, "error": "kernel-unavailable", "message": "no source"}
+    rig.server.reports = [missing]
+    result = rig.run("cve", "list", patch=False)
+    assert result.exit_code == 6
+    assert "cve scan --version X.Y.Z (6.12.117+deb13-cloud-amd64 is made from one)" in result.stderr
+
+
 def test_one_that_is_named_is_answered_for(rig: Rig) -> None:
     rig.server.reports = [plan(*OTHERS, patches=0)]
     result = rig.run("cve", "plan", "--only", "CVE-2026-1004", "--only", "cve-2026-9999", patch=False)
@@ -230,3 +264,8 @@ def test_what_is_no_name_is_refused(rig: Rig, name: str) -> None:
     assert rig.run("cve", "plan", "--only", name, patch=False).exit_code == 2
     assert rig.run("cve", "show", name, patch=False).exit_code == 2
     assert rig.server.seen == []
+
+
+def test_a_score_that_is_no_number_is_refused(rig: Rig) -> None:
+    result = rig.run("cve", "plan", "--min-score", "nan", patch=False)
+    assert (result.exit_code, "a score of nan" in result.stderr) == (2, True), result.output

@@ -125,6 +125,9 @@ def test_the_contract_of_the_scan(tmp_path: Path) -> None:
         (["scan", "--version", "6.1.1"], 6, "no index"),
         (["scan", "--version", "6.1.1", "-k", "/dev/null"], 2, "-k goes with --kernel"),
         (["scan", "--version", "6.1.1-rc2"], 2, "cve scan --version 6.1.1"),
+        (["scan", "--version", "6.12_rc3"], 2, "no released version"),
+        (["scan", "--version", "6.12.0-0.rc3.20241015git2.30.fc42.x86_64"], 2, "no released version"),
+        (["scan", "--version", "6.1.1700000"], 2, "names no released version"),
         (["scan", "--kernel", "debian:6.1.170-1", "--base-patch", "/no/such"], 2, "/no/such"),
         (["plan", "--kernel", "debian:6.1.170-1", "-k", "/no/such"], 2, "/no/such"),
         (["sync"], 2, "No feed is configured"),
@@ -177,3 +180,17 @@ def test_sync_then_scan(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "6.1.170: 2 CVEs by its version, 1 of them fixed" in done.stdout
     assert "net: keep the marker" in done.stdout
+
+
+def test_a_mirror_that_is_not_to_be_had_does_not_keep_the_data_old(tmp_path: Path) -> None:
+    feed = write_feed(tmp_path / "feed", FEED)
+    environment = {
+        "ELIVEPATCH_CACHE": str(tmp_path / "cache"),
+        "ELIVEPATCH_DATA": str(tmp_path / "data"),
+        "ELIVEPATCH_CVE_FEED": str(feed),
+        "ELIVEPATCH_STABLE_GIT": f"file://{tmp_path}/no/such",
+    }
+    done = program("sync", **environment)
+    assert (done.returncode, f"{tmp_path}/no/such" in done.stderr) == (6, True), done.stderr
+    done = program("scan", "--version", "6.1.170", **environment)
+    assert (done.returncode, "6.1.170: 2 CVEs" in done.stdout) == (0, True), done.stderr

@@ -17,6 +17,7 @@ from elivepatch.errors import (
     InputTooLargeError,
     InvalidInputError,
     InvalidSettingError,
+    SourceRejectedError,
 )
 from elivepatch.overlay import mirror as mirror_module
 from elivepatch.overlay.commits import CommitPatches
@@ -258,6 +259,33 @@ def test_a_key_that_has_expired_or_was_revoked_does_not_count(rig: Rig, tmp_path
             rig.sync()
 
 
+@pytest.mark.parametrize(
+    ("option", "date", "good"),
+    [
+        ('valid-before="20200101"', "2019-06-01T00:00:00Z", False),  # whoever has the old key can set the clock back
+        ("valid-before=20200101Z", "2019-06-01T00:00:00Z", False),
+        ('valid-after="20990101"', "2099-06-01T00:00:00Z", False),
+        ('valid-after="20200101",valid-before="209901010000Z"', None, True),
+        ('valid-before="yesterday"', None, False),
+    ],
+)
+def test_an_allowed_signer_must_be_valid_today(
+    rig: Rig, ours: Keys, tmp_path: Path, option: str, date: str | None, good: bool
+) -> None:
+    signers = tmp_path / "signers"
+    signers.write_text(ours.signers.read_text().replace('namespaces="git"', f'namespaces="git",{option}'))
+    rig.pinned(ssh=signers)
+    if date is not None:
+        rig.repository.environment.update(GIT_COMMITTER_DATE=date, GIT_AUTHOR_DATE=date)
+    head = rig.repository.signed(ours, ssh=True)
+    if good:
+        assert rig.sync().state.commit == head
+        return
+    with pytest.raises(SignatureRejectedError):
+        rig.sync()
+    assert rig.commit is None
+
+
 @pytest.mark.parametrize("ssh", [False, True])
 def test_a_signed_tag_is_taken_whatever_its_commit_is(rig: Rig, ours: Keys, ssh: bool) -> None:
     rig.pinned(openpgp=ours.openpgp, ssh=ours.signers)
@@ -371,9 +399,19 @@ def test_strange_files_are_not_read(rig: Rig, mode: str, name: bytes, rule: str)
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_names_that_git_forbids_are_refused_as_they_arrive_or_not_read(rig: Rig, name: bytes) -> None:
     with_patches(rig, tree(rig, ("100644", name, blob(rig))))
-    with pytest.raises((DownloadFailedError, OverlayRejectedError)):
+    with pytest.raises((SourceRejectedError, OverlayRejectedError)):
         rig.sync()
     assert rig.commit is None
+
+
+def test_what_fsck_found_is_told_and_whose_it_is_to_mend(rig: Rig) -> None:
+    bad = tree(rig, ("100644", b".git", blob(rig)))
+    with_patches(rig, bad)
+    with pytest.raises(SourceRejectedError) as error:
+        rig.sync()
+    assert f"{bad[:12]}: hasDotgit: contains '.git'" in error.value.message
+    assert "must be repaired" in (error.value.hint or "")
+    assert "Check url" not in (error.value.hint or "")
 
 
 def test_hooks_filters_and_submodules_do_not_run(rig: Rig, tmp_path: Path) -> None:

@@ -139,6 +139,9 @@ def test_an_entry_that_cannot_be_read_is_not_dropped(tmp_path: Path) -> None:
     assert [name for name, _ in index.problems()] == ["CVE-2024-26581", "CVE-2026-46300"]
     assert "CVE-2024-26581" in names(index, "6.1.77")  # its versions are known, though its record is not
     assert index.state().entries == len(REAL)
+    assert index.get("CVE-2024-26581").dyads
+    with pytest.raises(UnavailableError, match=r"CVE-2026-46300 .* cannot be read"):  # not one that no kernel has
+        index.get("CVE-2026-46300")
 
 
 def test_directory_archive_and_git_say_the_same(tmp_path: Path) -> None:

@@ -94,6 +94,37 @@ def test_of_several_fixes_all_are_needed(tmp_path: Path) -> None:
     assert VendorFixes(subjects={"mm: Fix a leak": "1"}).reason(cve, index) is None
 
 
+def test_a_part_of_the_fixes_that_names_the_only_commit_of_mainline_is_not_all_of_them(tmp_path: Path) -> None:
+    cve, index = _open(tmp_path, [f"5.0:{D}:6.1.175:{A}", f"5.0:{D}:6.1.177:{B}", f"5.0:{D}:7.1:{C}"])
+    # the backport A says 'commit C upstream', and B is not there
+    assert VendorFixes(commits={C: "x.patch"}).reason(cve, index) is None
+    assert VendorFixes(commits={C: "x.patch", A: "x.patch", B: "y.patch"}).reason(cve, index)
+
+
+def test_what_has_a_part_that_nobody_fixed_is_not_fixed_by_the_rest(tmp_path: Path) -> None:
+    cve, index = _open(tmp_path, [f"5.0:{D}:7.1:{B}", f"5.1:{A}:0:0"], "mm: Fix a leak")
+    assert cve.endless
+    assert VendorFixes(commits={B: "x.patch"}).reason(cve, index) is None
+    assert VendorFixes(subjects={"mm: Fix a leak": "6.1.170-1"}).reason(cve, index) is None
+
+
+def test_one_subject_is_not_enough_for_two_fixes_of_mainline(tmp_path: Path) -> None:
+    cve, index = _open(tmp_path, [f"5.0:{D}:7.1:{B}", f"5.1:{A}:7.2:{C}"], "mm: Fix a leak")
+    assert VendorFixes(subjects={"mm: Fix a leak": "6.1.170-1"}).reason(cve, index) is None
+
+
+def test_a_subject_that_two_vulnerabilities_have_says_nothing_of_either(tmp_path: Path) -> None:
+    index = Index(tmp_path / "index.sqlite")
+    entry = Entry([f"5.0:{D}:6.1.175:{A}"], "mm: Fix a leak")
+    other = Entry([f"5.0:{D}:6.1.176:{B}"], "mm: Fix a leak")
+    feed = write_feed(tmp_path / "feed", {"CVE-2026-1001": entry, "CVE-2026-1002": other})
+    index.update(open_feed(str(feed), tmp_path), Progress())
+    vendor = VendorFixes(subjects={"mm: Fix a leak": "6.1.170-1"}, cves={"CVE-2026-1002": "6.1.170-1"})
+    first, second = index.affecting(parse_version("6.1.170"))
+    assert vendor.reason(first, index) is None
+    assert vendor.reason(second, index)
+
+
 def test_a_subject_names_a_fix(tmp_path: Path) -> None:
     cve, index = _open(tmp_path, [f"5.0:{D}:6.1.175:{A}"], "mm: Fix a leak")
     assert VendorFixes(subjects={"mm: Fix a leak": "6.1.170-1"}).reason(cve, index)

@@ -129,6 +129,20 @@ CASES = {
     "a circle of after and requires": Case(
         "cycle", 8, "  check: proc/first.sh", "  check: proc/first.sh\n  after: [third]"
     ),
+    "requires what it replaces": Case(
+        "cycle",
+        18,
+        "  check: proc/first.sh",
+        "  check: proc/first.sh\n  replaced-by: second",
+        severity="warning",
+    ),
+    "a circle where what is replaced is left out": Case(
+        "cycle",
+        18,
+        "  check: proc/first.sh",
+        "  check: proc/first.sh\n  replaced-by: third",
+        severity="warning",
+    ),
     "a circle of replacements": Case(
         "cycle",
         8,

@@ -150,3 +150,23 @@ def test_an_address_of_commits_needs_a_place_for_them(monkeypatch: pytest.Monkey
     with pytest.raises(InvalidSettingError, match=r"stable_http.*gives no single commits") as caught:
         load()
     assert "{commit}" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("value", "stray"),
+    [
+        ("http://{x}/{commit}", "{x}"),
+        ("https://host/{commit}?h={branch}", "{branch}"),
+        ("https://host/{commit}{", "{"),
+        ("https://host/{{commit}}", "{}"),
+        ("https://host/{commit}}", "}"),
+    ],
+)
+def test_an_address_of_commits_has_no_other_placeholder(
+    monkeypatch: pytest.MonkeyPatch, value: str, stray: str
+) -> None:
+    monkeypatch.setenv("ELIVEPATCH_STABLE_HTTP", value)
+    with pytest.raises(InvalidSettingError, match="nothing is known to put there") as caught:
+        load()
+    assert f"has {stray}," in caught.value.message
+    assert "{commit}" in (caught.value.hint or "")

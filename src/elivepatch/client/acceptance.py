@@ -23,6 +23,9 @@ MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,55}")
 #: No boot test can rule that out: the guest has little of the memory that a host has in use.
 LAYOUT_RULES = frozenset({"struct-layout", "data-layout"})
 
+#: What a host that cannot load anything gets all the same, of a request for a module.
+ONLY_FETCHED = "With --no-load -o FILE the module is only fetched."
+
 
 @dataclass(frozen=True)
 class AcceptedModule:
@@ -150,20 +153,19 @@ def _check_build_id(module: AcceptedModule, report: Report, kernel: RunningKerne
         )
 
 
-def check_can_load(kernel: RunningKernel, user: int) -> tuple[str, ...]:
+def check_can_load(kernel: RunningKernel, user: int, otherwise: str = ONLY_FETCHED) -> tuple[str, ...]:
     """Check that ``user`` can load a livepatch into the running kernel at all; gives what there is to be warned of.
 
-    Raises HostError.
+    ``otherwise`` says what can be had without loading. Raises HostError.
     """
-    hint = "With --no-load -o FILE the module is only fetched."
     if user != 0:
-        raise HostError("Loading a livepatch needs root.", hint=f"Run this with sudo. {hint}")
+        raise HostError("Loading a livepatch needs root.", hint=f"Run this with sudo. {otherwise}")
     if not kernel.can_livepatch:
-        raise HostError("This kernel cannot be live patched: it has no /sys/kernel/livepatch.", hint=hint)
+        raise HostError("This kernel cannot be live patched: it has no /sys/kernel/livepatch.", hint=otherwise)
     if kernel.policy.loading_disabled:
-        raise HostError("This kernel loads no more modules: kernel.modules_disabled is set.", hint=hint)
+        raise HostError("This kernel loads no more modules: kernel.modules_disabled is set.", hint=otherwise)
     if kernel.build_id is None:
-        raise HostError("This kernel does not tell its build ID: /sys/kernel/notes has none.", hint=hint)
+        raise HostError("This kernel does not tell its build ID: /sys/kernel/notes has none.", hint=otherwise)
     if kernel.policy.signature_needed:
         return ("this kernel takes only signed modules; one that the server did not sign will not be loaded.",)
     return ()

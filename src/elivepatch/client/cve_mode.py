@@ -25,13 +25,23 @@ from elivepatch.client.output import Output
 from elivepatch.client.request import RequestRun
 from elivepatch.client.settings import Settings
 from elivepatch.client.state import StateDirectory, write_whole
-from elivepatch.errors import HostError, InvalidInputError, ServerUnavailableError, UnavailableError
+from elivepatch.errors import (
+    HostError,
+    InvalidInputError,
+    KernelUnavailableError,
+    ServerUnavailableError,
+    UnavailableError,
+)
 from elivepatch.kernel.running import RunningKernel
 from elivepatch.protocol.cves import CveEntry, CvePlan, CveScan, CveWish
 from elivepatch.protocol.models import BuildStatus, Model
 
 #: Written by ``-l``: what was closed before that counts as open again.
 _CLEARED = "cves-cleared"
+_ONLY_TOLD = (
+    "'elivepatch cve list' shows the vulnerabilities of this kernel, and 'elivepatch cve plan' which of them a "
+    "livepatch could close: both load nothing."
+)
 
 
 class CveOutcome(Model):
@@ -81,10 +91,10 @@ class CveRun:
         loading = self.choice.until == "apply"
         settings = self.settings if loading else self.settings.model_copy(update={"load": False})
         # the patches that were named come before the fixes, in the plan as in the livepatch
-        scanning = RequestRun(Wish(self.choice.patches), settings, self.host, self.output, self.warnings)
+        scanning = self._request(Wish(self.choice.patches), settings)
         kernel, target, _, state = scanning.prepare(settle=loading)
         if scanning.plan.present is not None:  # all that was named is in force: then it is as if nothing was
-            scanning = RequestRun(Wish(()), settings, self.host, self.output, self.warnings)
+            scanning = self._request(Wish(()), settings)
             kernel, target, _, state = scanning.prepare(settle=False)
         if target != kernel.release:
             raise InvalidInputError(
@@ -103,6 +113,9 @@ class CveRun:
                 cleared.unlink(missing_ok=True)
         return ended
 
+    def _request(self, wish: Wish, settings: Settings) -> RequestRun:
+        return RequestRun(wish, settings, self.host, self.output, self.warnings, otherwise=_ONLY_TOLD)
+
     # -- asking
 
     def _ask(
@@ -120,12 +133,18 @@ class CveRun:
             )
         except ValueError as error:
             raise InvalidInputError(
-                f"Not the names of vulnerabilities: {', '.join(self.choice.only)}.", hint="Like CVE-2026-46300."
+                f"These cannot be asked for: {', '.join(self.choice.only) or f'a score of {self.choice.min_score}'}.",
+                hint="Names are like CVE-2026-46300, scores from 0 to 10.",
             ) from error
         request = scanning.request(kernel.release, kernel).model_copy(update={"cves": wish})
         with Connection(self.settings.url, self.host.clock, ca_certificate=self.settings.ca_certificate) as connection:
             build = scanning.ask(connection, request, inputs, kernel, state)
         if build.status is not BuildStatus.DONE:
+            if build.report is not None and build.report.error == KernelUnavailableError.code:
+                self._warn(
+                    "what a kernel lacks by its upstream version alone, the server's operator can look up: "
+                    f"elivepatch-server cve scan --version X.Y.Z ({kernel.release} is made from one)"
+                )
             return refusal(build, kernel.release, tuple(self.warnings))
         if build.report is None or build.report.cves is None:
             raise ServerUnavailableError(
@@ -166,6 +185,10 @@ class CveRun:
     # -- closing
 
     def _go_on(self, plan: CvePlan, kernel: RunningKernel, closed: tuple[str, ...]) -> CveOutcome:
+        states = {entry.id: entry.state for entry in plan.scan.cves}
+        # the server knows better than the journal: of some a fix is missing, of others one is in force unrecorded
+        kept = {name for name in closed if states.get(name, "closed") == "closed"}
+        closed = tuple(sorted(kept | {name for name, state in states.items() if state == "closed"}))
         works = [entry.id for entry in plan.scan.cves if entry.trial is not None and entry.trial.state == "works"]
         ended = CveOutcome(
             status="listed",
@@ -200,7 +223,7 @@ class CveRun:
             given=files,
             cves=tuple(works),
         )
-        outcome = RequestRun(wish, self.settings, self.host, self.output, self.warnings).run()
+        outcome = self._request(wish, self.settings).run()
         in_force = outcome.status in {"loaded", "present"}
         status = "applied" if in_force else "stored" if outcome.status == "stored" else "refused"
         return ended.model_copy(

@@ -15,6 +15,13 @@ from elivepatch.protocol import limits
 
 #: The identifier of a vulnerability: https://www.cve.org/About/Process, "CVE ID".
 _CVE = re.compile(r"CVE-[0-9]{4}-[0-9]{4,19}(?![0-9])")
+#: Lines with which a patch says what it is for: subjects, tags of distributors, and those that hold nothing but names.
+_SAYS = re.compile(
+    r"(?:CVEs?:|(?:Subject|Title|Description|References|Fix(?:es)?|Closes|Resolves|Addresses)\b).*"
+    r"|(?:[\s,;&()\[\]-]|and|CVE-[0-9]{4}-[0-9]{4,19})+",
+    re.ASCII,
+)
+_TAKES_BACK = re.compile(r"(?im)^(?:subject: *)?(?:\[[^]]*\] *)*revert\b|^This reverts commit ")
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,20 @@ class Inputs:
 
 
 def named_cves(files: Iterable[InputFile]) -> tuple[str, ...]:
-    """The CVEs that patches name: in the name of the file, or in the text before the change."""
+    """The CVEs that patches say they are for: in the name of the file, the first line, or a line made for that.
+
+    What is told in passing (``the fix of CVE-2026-10000 broke this``) counts as little as a patch that takes another
+    one back: the CVE mode takes what is named for closed.
+    """
     found: set[str] = set()
     for file in files:
         change = PATCH_LINE.search(file.data)
         text = file.data[: change.start() if change else 0].decode(errors="replace")
-        found.update(_CVE.findall(f"{file.name.upper()}\n{text}"))
+        if _TAKES_BACK.search(text) or "revert" in file.name.lower():
+            continue
+        first, *rest = text.strip().splitlines() or [""]
+        lines = [file.name.upper(), first, *(line for line in rest if _SAYS.fullmatch(line.strip()))]
+        found.update(_CVE.findall("\n".join(lines)))
     return tuple(sorted(found))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from elivepatch.client.acceptance import (
+    ONLY_FETCHED,
     AcceptedModule,
     check_can_load,
     check_fits,
@@ -47,7 +48,10 @@ from elivepatch.protocol.models import Build, BuildRequest, BuildStatus, Report
 
 @dataclass
 class RequestRun:
-    """One request, from the facts of the host to the outcome."""
+    """One request, from the facts of the host to the outcome.
+
+    ``otherwise`` is told where this host cannot load anything: what can be had all the same.
+    """
 
     wish: Wish
     settings: Settings
@@ -56,6 +60,7 @@ class RequestRun:
     warnings: list[str] = field(default_factory=list[str])
     record: Record | None = None
     plan: Plan = field(default_factory=Plan)
+    otherwise: str = ONLY_FETCHED
 
     def run(self) -> Outcome:
         """Do it. Raises any ElivepatchError of the client's side; how a build ended is in the outcome."""
@@ -102,7 +107,7 @@ class RequestRun:
         if self.settings.load and not running:
             self._warn(f"{target} is not the running kernel ({kernel.release}): its module will not be loaded.")
         if load:
-            for text in check_can_load(kernel, self.host.user):
+            for text in check_can_load(kernel, self.host.user, self.otherwise):
                 self._warn(text)
             if self.wish.force:
                 self._warn(FORCE_WARNING)

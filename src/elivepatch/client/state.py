@@ -93,7 +93,7 @@ def check_output(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise InvalidInputError(
             f"{path} cannot be written: that is a directory, or its directory is not there.",
-            hint="Give -o the name of a file in a directory that exists.",
+            hint="Give the name of a file in a directory that exists.",
         )
 
 

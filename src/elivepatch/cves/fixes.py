@@ -181,7 +181,7 @@ class HttpFixes:
 
     def _download(self, commit: str, target: Path, progress: Progress) -> None:
         if len(self._failures) >= _FAILURES:
-            raise UnavailableError(
+            raise DownloadFailedError(
                 f"{self.address} was not asked, as it had failed {_FAILURES} times in a row: "
                 f"{self._failures[-1].message}",
                 hint="Check the setting 'stable_http' and the network, then ask again.",
@@ -219,7 +219,10 @@ class HttpFixes:
 
 
 def make_fix(commit: str, subject: str, data: bytes) -> Fix:
-    """A fix from the text of a commit. Raises NothingToPatchError, InvalidPatchError."""
+    """A fix from the text of a commit.
+
+    Raises NothingToPatchError, InvalidPatchError, and UnavailableError for what is no text that JSON can hold.
+    """
     start = _DIFF.search(data)
     if start is None:
         raise NothingToPatchError(f"The commit {commit[:12]} changes no file.")
@@ -229,7 +232,15 @@ def make_fix(commit: str, subject: str, data: bytes) -> Fix:
     if not kept:
         raise NothingToPatchError(f"The commit {commit[:12]} changes nothing that a kernel is made from.")
     files = tuple(dict.fromkeys(path for file in kept for path in (file.old_path, file.new_path) if path))
-    return Fix(commit, subject, b"".join(file.canonical() for file in kept), files)
+    change = b"".join(file.canonical() for file in kept)
+    try:
+        change.decode()
+    except UnicodeDecodeError as error:
+        raise UnavailableError(
+            f"The change of the commit {commit[:12]} is not UTF-8 at {error.start}, so no plan can hold it.",
+            hint="Save it with 'git format-patch', and ask for it by itself: elivepatch -p.",
+        ) from error
+    return Fix(commit, subject, change, files)
 
 
 def why_not(error: ElivepatchError) -> str:

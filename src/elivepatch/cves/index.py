@@ -69,7 +69,8 @@ class OpenCve:
     """A vulnerability that a version of the kernel has.
 
     ``fixes`` are the dyads whose fixes in the kernel's branch it lacks, in the order of the branch: all of them are
-    needed. Where there are none, ``mainline`` has the fixes that nobody has taken to the branch yet.
+    needed. Where there are none, ``mainline`` has the fixes that nobody has taken to the branch yet. ``endless`` says
+    that a part of it has no fix anywhere.
     """
 
     name: str
@@ -79,6 +80,7 @@ class OpenCve:
     files: tuple[str, ...]
     fixes: tuple[Dyad, ...]
     mainline: tuple[Dyad, ...] = ()
+    endless: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,26 +292,40 @@ class Index:
                         tuple(files.get(cve, ())),
                         fixes=tuple(dyad for dyad, own in lines[cve] if own and dyad.fixed is not None),
                         mainline=tuple(dyad for dyad, own in lines[cve] if not own and dyad.fixed is not None),
+                        endless=any(dyad.fixed is None for dyad, _ in lines[cve]),
                     )
                     for cve, name, title, score, vector in found
                 ),
                 key=lambda each: sort_key(each.name),
             )
 
-    def get(self, name: str) -> Vulnerability:
-        """One vulnerability. Raises NotFoundError."""
+    def titled(self, title: str) -> int:
+        """How many vulnerabilities have that title: it is the subject of a commit, and some commits share theirs."""
         with self._open() as data:
-            row = data.execute("SELECT id, name, title, score, vector FROM cve WHERE name = ?", (name,)).fetchone()
+            (number,) = data.execute("SELECT count(*) FROM cve WHERE title = ?", (title,)).fetchone()
+        return int(number)
+
+    def get(self, name: str) -> Vulnerability:
+        """One vulnerability. Raises NotFoundError, and UnavailableError where its entry cannot be read."""
+        with self._open() as data:
+            row = data.execute(
+                "SELECT id, name, title, score, vector, problem FROM cve WHERE name = ?", (name,)
+            ).fetchone()
             if row is None:
                 raise NotFoundError(
                     f"The feed knows no {name[:40]}.",
                     hint="The kernel's own CVEs begin in 2024; older ones are there only as far as they were added.",
                 )
-            cve, name, title, score, vector = row
+            cve, name, title, score, vector, problem = row
             dyads = data.execute(
                 "SELECT v_version, v_commit, f_version, f_commit FROM dyad WHERE cve = ? ORDER BY number", (cve,)
             ).fetchall()
             files = data.execute("SELECT path FROM file WHERE cve = ? ORDER BY path", (cve,)).fetchall()
+        if problem is not None and not dyads:
+            raise UnavailableError(
+                f"The entry of {name} in the CVE data cannot be read, so which kernels have it nobody knows: {problem}",
+                hint="Bring the data up to date: elivepatch-server cve sync. If that does not help, tell their makers.",
+            )
         return Vulnerability(
             name,
             title,

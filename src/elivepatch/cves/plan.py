@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elivepatch.cves.fixes import Fix, FixSource, GitFixes
+from elivepatch.cves.in_force import InForce
 from elivepatch.cves.index import Index, OpenCve
 from elivepatch.cves.kernel import upstream_version, vendor_fixes
 from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import FilesOf, scan
 from elivepatch.cves.trials import Bench, Trial
+from elivepatch.cves.versions import KernelVersion
 from elivepatch.errors import UnavailableError
 from elivepatch.job import Job, wanted_kernel
 from elivepatch.progress import Progress
@@ -55,35 +57,45 @@ class Planner:
             version = upstream_version(kernel)
             progress.step(f"which vulnerabilities {kernel.release} has, made from {version}")
             vendor = vendor_fixes(kernel, wanted, self.workshop, progress)
-            found = scan(
-                self.index,
-                version,
-                vendor=vendor,
-                contents=Contents(kernel),
-                loaded=wish.loaded,
-                closed=wish.closed,
-                files_of=self._files_of(),
-            )
+            contents = Contents(kernel)
+            files_of = self._files_of(version)
+
+            def look(closed: Collection[str]) -> CveScan:
+                return scan(
+                    self.index,
+                    version,
+                    vendor=vendor,
+                    contents=contents,
+                    loaded=wish.loaded,
+                    closed=closed,
+                    files_of=files_of,
+                )
+
+            found = look(wish.closed)
+            bench = None
+            if self.source is not None:
+                bench = Bench(kernel, version, job, self.source, self.workshop, work, progress)
+            if lacking := _lacking(found, InForce.of(job.patches), bench):
+                found = _noted(look(set(wish.closed) - lacking), lacking)
             chosen = _chosen(found.cves, wish)
             if self.source is None and wish.fixes:
                 return CvePlan(scan=found, problem="This server has no place that fixes come from (stable_git).")
-            if self.source is None or not wish.fixes or not chosen:
+            if bench is None or not wish.fixes or not chosen:
                 return CvePlan(scan=found)
             progress.phase("building", f"trying the fixes of {len(chosen)} vulnerabilities")
-            bench = Bench(kernel, version, job, self.source, self.workshop, work, progress)
             return self._tried(found, chosen, bench)
 
-    def _files_of(self) -> FilesOf | None:
+    def _files_of(self, version: KernelVersion) -> FilesOf | None:
         """How to learn the files of the branch's own fixes; None where there is no mirror to ask."""
         source = self.source
-        if not isinstance(source, GitFixes):
+        if not isinstance(source, GitFixes) or not source.history.repository.mirror.exists():
             return None
+        commits = [fix.fixed_commit for cve in self.index.affecting(version) for fix in cve.fixes if fix.fixed_commit]
+        known = source.history.files(commits)
 
         def files(cve: OpenCve) -> Sequence[str]:
-            commits = [
-                fix.fixed_commit for fix in cve.fixes if fix.fixed_commit and source.history.has(fix.fixed_commit)
-            ]
-            return tuple(dict.fromkeys(file for commit in commits for file in source.history.files(commit)))
+            mine = [known.get(fix.fixed_commit or "") for fix in cve.fixes]
+            return tuple(dict.fromkeys(file for names in mine if names for file in names))
 
         return files
 
@@ -123,7 +135,29 @@ class Planner:
             scan=found.model_copy(update={"cves": tuple(entries), "counts": counts}),
             patches=tuple(planned),
             problem=problem,
+            incomplete=problem is not None or any(trial.passing for trial in trials.values()),
         )
+
+
+def _lacking(found: CveScan, in_force: InForce, bench: Bench | None) -> set[str]:
+    """What is called closed although a fix of it is neither in force nor in the source of the kernel."""
+    return {
+        name
+        for name, missing in in_force.lacking(found.cves).items()
+        if bench is None or not all(commit is not None and bench.has(commit) for commit in missing)
+    }
+
+
+def _noted(found: CveScan, lacking: Collection[str]) -> CveScan:
+    """A scan that says of these why they are not closed any more."""
+    said = "a livepatch in force has not all of its fixes"
+    entries = tuple(
+        entry.model_copy(update={"why": f"{said}; {entry.why}" if entry.why else said})
+        if entry.id in lacking
+        else entry
+        for entry in found.cves
+    )
+    return found.model_copy(update={"cves": entries})
 
 
 def _chosen(entries: Iterable[CveEntry], wish: CveWish) -> list[CveEntry]:

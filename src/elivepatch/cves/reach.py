@@ -20,6 +20,12 @@ from elivepatch.build.prepared import PreparedKernel
 _UNITS = (".c", ".S", ".rs")
 #: Directories that no kernel is made from.
 _BESIDE = ("Documentation/", "tools/", "samples/", "LICENSES/", "usr/", "scripts/")
+#: What goes into the image of a kernel beside vmlinux, so that no symbol names it: the boot code, which links the EFI
+#: stub and the decompressors (arch/x86/boot/compressed/Makefile), the vDSO, and the code that kexec starts.
+_BESIDE_VMLINUX = (
+    *("arch/x86/boot/", "arch/x86/entry/vdso/", "arch/x86/purgatory/", "arch/x86/realmode/", "lib/vdso/"),
+    *("drivers/firmware/efi/libstub/", "lib/decompress", "lib/lz4/", "lib/xz/", "lib/zlib_inflate/", "lib/zstd/"),
+)
 #: Files that say how a kernel is built.
 _BUILD = ("Kconfig", "Makefile", "Kbuild")
 
@@ -103,6 +109,8 @@ class Contents:
         if name.endswith(".S") or (name.endswith(".rs") and self.kernel.config().enabled("RUST")):
             # neither the symbols of a module nor every image name what is not C
             return FilePlace(asked, "unknown", why="whether it is built the image does not say")
+        if path.startswith(_BESIDE_VMLINUX):
+            return FilePlace(asked, "unknown", why="boot code and vDSO are beside vmlinux, whose symbols name none")
         if name.endswith((*_UNITS, ".h")):
             return FilePlace(asked, "not-built", why="nothing of this kernel is made from it")
         return FilePlace(asked, "unknown", why="neither C nor a header")

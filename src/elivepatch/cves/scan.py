@@ -82,7 +82,8 @@ def _judge(
     if contents is None:
         return "affected", None, ()
     found = reach(cve.files, contents)
-    if found.state == "undecided" and files_of is not None and cve.fixes and (files := files_of(cve)):
+    # mainline's file may be another one here, or not built here, where the branch's fix is in one that is
+    if found.state in {"undecided", "not-built"} and files_of is not None and cve.fixes and (files := files_of(cve)):
         found = reach(files, contents)
     if found.state == "built-in":
         return "affected", found.why, found.parents

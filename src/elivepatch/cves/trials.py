@@ -22,6 +22,7 @@ from elivepatch import pipeline
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import remove_tree
 from elivepatch.cves.fixes import Fix, FixSource, why_not
+from elivepatch.cves.in_force import InForce
 from elivepatch.cves.versions import KernelVersion
 from elivepatch.errors import (
     BootTestFailedError,
@@ -29,6 +30,7 @@ from elivepatch.errors import (
     Diagnosis,
     DoesNotApplyError,
     DoesNotCompileError,
+    DownloadFailedError,
     ElivepatchError,
     NothingToPatchError,
     UnavailableError,
@@ -56,7 +58,8 @@ class Trial:
 
     ``state``: ``works``, ``refused`` (no livepatch can be made of it), ``unavailable`` (it cannot be had, or does not
     apply), ``contained`` (the source of the kernel has it already). ``predicted`` is what the doctor said of it before
-    anything was built. ``needs`` are commits that go before it.
+    anything was built. ``needs`` are commits that go before it. ``passing`` says that it may end
+    otherwise another time.
     """
 
     state: str
@@ -65,6 +68,7 @@ class Trial:
     message: str | None = None
     diagnosis: tuple[Diagnosis, ...] = ()
     needs: tuple[Fix, ...] = ()
+    passing: bool = False
 
 
 @dataclass
@@ -101,12 +105,12 @@ class Bench:
         except NothingToPatchError as error:
             return Trial("refused", message=why_not(error), diagnosis=error.as_diagnosis(), predicted=False)
         except ElivepatchError as error:
-            return Trial("unavailable", message=why_not(error))
+            return Trial("unavailable", message=why_not(error), passing=isinstance(error, DownloadFailedError))
         if any(known.commit == commit for known in self.accepted):
             return Trial("works", fix, predicted=True)
         if self._contained(fix):
             return Trial("contained", fix, message="the source of this kernel has it already")
-        if self.job.patches and self._contained(fix, in_force=True):
+        if commit in InForce.of(self.job.patches).commits or (self.job.patches and self._contained(fix, in_force=True)):
             return Trial("in-force", fix, message="a livepatch in force has it already")
         try:
             predicted, diagnosis = self._examine((fix,))
@@ -126,11 +130,21 @@ class Bench:
             needs = (*more, *needs)
             report = self._build([*self._below((*needs, fix)), *needs, fix])
         if report.status is BuildStatus.FAILED:
-            return Trial("unavailable", fix, predicted, f"it could not be tried: {report.message}", report.diagnosis)
+            message = f"it could not be tried: {report.message}"
+            return Trial("unavailable", fix, predicted, message, report.diagnosis, passing=True)
         if report.status is not BuildStatus.DONE:
             return Trial("refused", fix, predicted, report.message, report.diagnosis or diagnosis, needs)
         self.accepted += [*needs, fix]
         return Trial("works", fix, predicted, needs=needs)
+
+    def has(self, commit: str) -> bool:
+        """Whether the source of the kernel has a commit; False where that cannot be told."""
+        try:
+            return self._contained(self.source.get(commit, self.progress))
+        except CancelledError:
+            raise
+        except ElivepatchError:
+            return False
 
     @property
     def verify(self) -> bool:

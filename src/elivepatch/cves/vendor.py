@@ -46,16 +46,20 @@ class VendorFixes:
         """Why a kernel does not have a vulnerability that its version has; None where nothing says so."""
         if version := self.cves.get(cve.name):
             return f"the changelog names it as fixed in {version}"
-        if len(cve.fixes) <= 1 and (version := self.subjects.get(_plain(cve.title))):
+        if cve.endless:  # a part of it nobody has fixed
+            return None
+        one_fix = len(cve.fixes or cve.mainline) <= 1
+        if one_fix and (version := self.subjects.get(_plain(cve.title))) and index.titled(cve.title) == 1:
             return f"the changelog names its fix in {version}"
         if not self.commits:
             return None
         dyads = index.get(cve.name).dyads
         mainline = {one.fixed_commit for one in dyads if one.fixed is not None and one.fixed.mainline}
         own = {one.fixed_commit for one in cve.fixes}
-        for needed in (own, mainline):
+        # where the branch needs more fixes than mainline, the patch of one of them names mainline's only commit
+        for needed in (own, mainline) if len(mainline) >= len(own) else (own,):
             known = {commit for commit in needed if commit}
-            if known and known <= self.commits.keys():
+            if known and known == needed and known <= self.commits.keys():
                 return f"fixed by {', '.join(sorted({self.commits[commit] for commit in known}))}"
         return None
 

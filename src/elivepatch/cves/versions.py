@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from elivepatch.errors import InvalidInputError
 
-_VERSION = re.compile(r"(2\.6)\.(\d{1,4})(?:\.(\d{1,5}))?|(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?", re.ASCII)
-#: What may stand behind the numbers of a release: anything but a release candidate, which is before its version.
-_CANDIDATE = re.compile(r"[-~]rc\d")
+_VERSION = re.compile(r"(?:(2\.6)\.(\d{1,4})(?:\.(\d{1,5}))?|(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?)(?!\.?\d)", re.ASCII)
+#: What may stand behind the numbers of a release: anything but a release candidate, which is before its version
+#: (``-rc3`` of kernel.org, ``~rc3`` of Debian, ``_rc3`` of Gentoo, ``-0.rc3`` of Fedora).
+_CANDIDATE = re.compile(r"(?:[-~_.]|-0\.)?rc(?![a-z])", re.IGNORECASE)
 _STEP = 100_000
 
 

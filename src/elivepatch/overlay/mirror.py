@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -44,6 +45,12 @@ _KEPT = "refs/elivepatch/kept"
 #: What a repository sends is checked as it arrives: no broken trees, no '.git' or '..' in them.
 _FETCH_SETTINGS = {"fetch.fsckObjects": "true", "transfer.fsckObjects": "true", "fetch.unpackLimit": "1"}
 _PACKS = 30
+#: How git names an object with a fault, and the fault (git-fsck(1), "FSCK MESSAGES").
+_FSCK = re.compile(r"^(?:remote: )?error: object ([0-9a-f]{40,64}): (\w+: .+)$", re.ASCII | re.MULTILINE)
+_REPAIR = (
+    "What was here stays. The repository itself must be repaired, its address is right: whoever runs it sees the same "
+    "with 'git fsck --strict', and makes the commit with that object anew."
+)
 _ROOM = "Make room there, and ask again. What is in force stays."
 
 
@@ -258,8 +265,13 @@ class Mirror:
                 shutil.rmtree(self.repository, ignore_errors=True)
                 aside.rename(self.repository)
 
-    def _failed(self, done: Completed, name: str) -> DownloadFailedError | DiskFullError:
+    def _failed(self, done: Completed, name: str) -> DownloadFailedError | SourceRejectedError | DiskFullError:
         said = said_last(done)
+        if "fsck error" in said:
+            found = "; ".join(f"{oid[:12]}: {what}" for oid, what in _FSCK.findall(said)) or "a fault"
+            return SourceRejectedError(
+                f"The overlay {name} at {self.url} is refused: git's fsck found in its objects {found}.", hint=_REPAIR
+            )
         if os.strerror(errno.ENOSPC) in said:
             return DiskFullError(f"No space is left in {self.directory} for the overlay {name}.", hint=_ROOM)
         hint = "Check url and branch of the overlay in the settings, and the network. What was here stays."

@@ -53,3 +53,34 @@ def check_references(entries: Sequence[Entry], references: Mapping[str, Sequence
         if cycle is not None:
             line = known[cycle[0]].line
             findings.add("cycle", line, f"These patches {words}: {listed(cycle)}.", "Remove one of the references.")
+            return
+    _check_replaced(entries, order, successors, findings)
+
+
+def _check_replaced(
+    entries: Sequence[Entry],
+    order: Mapping[str, Sequence[str]],
+    successors: Mapping[str, Sequence[str]],
+    findings: Findings,
+) -> None:
+    """Find the circles that there are once each patch is replaced by what takes its place: no kernel has all of them.
+
+    The circle of one is a patch that requires what it replaces.
+    """
+
+    def last(name: str) -> str:
+        while following := successors.get(name):
+            name = following[0]
+        return name
+
+    lines = {entry.id: entry.line for entry in entries}
+    left = {name: [last(one) for one in names] for name, names in order.items() if not successors[name]}
+    hint = "Where all of them are for a kernel, the rest cannot be put in an order: remove one of the references."
+    for name, names in left.items():
+        if name in names:
+            message = f"{shown(name)} waits for a patch that it takes the place of."
+            findings.add("cycle", lines[name], message, hint, severity="warning")
+    cycle = find_cycle({name: [one for one in names if one != name] for name, names in left.items()})
+    if cycle is not None:
+        message = f"These patches wait for each other, once what is replaced is left out: {listed(cycle)}."
+        findings.add("cycle", lines[cycle[0]], message, hint, severity="warning")

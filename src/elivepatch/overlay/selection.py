@@ -12,6 +12,9 @@ from elivepatch.overlay.findings import OverlayRejectedError, listed
 from elivepatch.overlay.kernels import Fit, KernelIdentity
 from elivepatch.overlay.model import Entry, Overlay
 
+#: Why an entry that another one requires is not to be had.
+_WHY_NOT = {Fit.NO: "is not for this kernel", Fit.UNDECIDED: "is undecided"}
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -69,7 +72,7 @@ def _missing(able: Mapping[str, Entry], fits: Mapping[str, Fit], entries: Mappin
             needed = entries.get(name)
             if name in able or (needed is not None and _successor(needed, able, entries) is not None):
                 continue
-            reason = "is not for this kernel" if fits.get(name) is Fit.NO else "cannot be applied"
+            reason = _WHY_NOT.get(fits.get(name, Fit.YES), "cannot be applied")
             found[entry.id] = LeftOut(entry, f"requires {name}, which {reason}")
     return found
 

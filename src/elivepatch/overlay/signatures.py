@@ -9,9 +9,11 @@ that always fails. What git's exit status does not tell (expired and revoked key
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import re
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ _SECONDS = 60.0
 _MEMORY = 1024**3
 _FATAL = ("BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG")
 _STATUS = re.compile(r"^\[GNUPG:\] (\w+)(?: (.*))?$", re.MULTILINE)
+#: Options of an allowed signer: YYYYMMDD[HHMM[SS]][Z], local time without the Z (ssh-keygen(1), ALLOWED SIGNERS).
+_VALID = re.compile(r'valid-(after|before)="?(\d{8}(?:\d{4}(?:\d{2})?)?)(Z?)', re.ASCII | re.IGNORECASE)
 _SSH_GOOD = re.compile(r'^Good "git" signature for (\S.*?) with (\S+) key (\S+)$', re.MULTILINE)
 
 
@@ -65,6 +69,7 @@ def require_signed(git: Git, oid: str, *, tag: bool, keys: PinnedKeys, what: str
     with tempfile.TemporaryDirectory(prefix="elivepatch-keys.") as name:
         home = Path(name)
         gpg = _gpg(home, keys.openpgp)
+        signers = "/dev/null" if keys.ssh is None else str(_signers(keys.ssh, home / "signers"))
         settings = {
             # gpg 2.4 says nothing of trust where all pinned keys are trusted; `_judged` wants a good signature by one
             "gpg.minTrustLevel": "fully" if keys.openpgp is None else "undefined",
@@ -72,7 +77,7 @@ def require_signed(git: Git, oid: str, *, tag: bool, keys: PinnedKeys, what: str
             "gpg.openpgp.program": gpg,
             "gpg.x509.program": "/bin/false",
             "gpg.ssh.program": "/bin/false" if keys.ssh is None else str(find_program("ssh-keygen", hint=_SSH_HINT)),
-            "gpg.ssh.allowedSignersFile": "/dev/null" if keys.ssh is None else str(_copied(keys.ssh, home / "signers")),
+            "gpg.ssh.allowedSignersFile": signers,
         }
         checked = Git(git.directory, settings=settings, system=False)
         words = ("verify-tag" if tag else "verify-commit", "--raw", oid)
@@ -111,6 +116,30 @@ def _copied(path: Path, target: Path) -> Path:
     """A copy of a file of keys: what is checked cannot change meanwhile."""
     target.write_bytes(_read(path))
     return target
+
+
+def _signers(path: Path, target: Path) -> Path:
+    """A copy of a file of allowed signers, with those that are valid today.
+
+    git has ssh-keygen look at the time that the commit says it was made, which whoever holds an expired key can set.
+    """
+    lines = _read(path).decode(errors="surrogateescape").splitlines(keepends=True)
+    kept = "".join(line for line in lines if _is_valid(line, time.time()))
+    target.write_bytes(kept.encode(errors="surrogateescape"))
+    return target
+
+
+def _is_valid(line: str, now: float) -> bool:
+    """Whether an allowed signer is valid at a time; what cannot be understood ssh-keygen refuses."""
+    for which, text, utc in _VALID.findall(line):
+        try:
+            moment = time.strptime(text.ljust(14, "0"), "%Y%m%d%H%M%S")
+            limit = calendar.timegm(moment) if utc else time.mktime(moment)
+        except (ValueError, OverflowError):
+            continue
+        if (now < limit) if which.lower() == "after" else (now >= limit):
+            return False
+    return True
 
 
 def _read(path: Path) -> bytes:
@@ -153,7 +182,7 @@ _REASONS = {
 
 def _other_reason(said: str) -> str:
     if "No principal matched" in said or 'Good "git" signature with' in said:
-        return "its signature is by a key that is not one of the allowed signers"
+        return "its signature is by a key that is not one of the allowed signers, or not valid today"
     if said.strip():
         last = said.strip().splitlines()[-1]
         return f"its signature does not count ({''.join(c if c.isprintable() else '?' for c in last)[:200]})"

@@ -119,6 +119,10 @@ class CvePlan(Answer):
     scan: CveScan
     patches: tuple[PlannedPatch, ...] = ()
     problem: str | None = Field(default=None, description="why fixes were not tried, or not together")
+    incomplete: bool = Field(
+        default=False,
+        description="something could not be tried for a reason that passes: asked again, it is tried again",
+    )
 
 
 class CveSpan(Answer):

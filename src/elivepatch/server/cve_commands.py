@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -18,17 +18,14 @@ from pydantic import ValidationError
 from elivepatch.cves.feed import ArchiveFeed, open_feed
 from elivepatch.cves.fixes import open_fixes
 from elivepatch.cves.index import Index
-from elivepatch.cves.kernel import upstream_version, vendor_fixes
 from elivepatch.cves.plan import Planner
-from elivepatch.cves.reach import Contents
 from elivepatch.cves.scan import scan
 from elivepatch.cves.versions import version_of
 from elivepatch.errors import InvalidInputError, UnavailableError
-from elivepatch.job import Job, read_base_patches, read_inputs, wanted_kernel
+from elivepatch.job import Job, read_base_patches, read_inputs
 from elivepatch.progress import Progress, printable, to_terminal
 from elivepatch.protocol import limits
 from elivepatch.protocol.cves import CVE_ID, CveEntry, CvePlan, CveScan, CveWish
-from elivepatch.selection import hold_kernel
 from elivepatch.server import settings as server_settings
 from elivepatch.server.build_command import make_request, read_configuration
 from elivepatch.server.cve_sync import sync as cve_sync
@@ -227,12 +224,12 @@ def _module_names(path: Path | None) -> tuple[str, ...] | None:
 
 
 def _scan_kernel(job: Job, loaded: Path | None, index: Index, settings: Settings, progress: Progress) -> CveScan:
-    workshop = settings.workshop
-    names = _module_names(loaded)
-    wanted = wanted_kernel(job)
-    with hold_kernel(wanted, workshop, progress) as (held, _):
-        vendor = vendor_fixes(held, wanted, workshop, progress)
-        return scan(index, upstream_version(held), vendor=vendor, contents=Contents(held), loaded=names)
+    """The plan that tries nothing: what a host is told, and what is printed here, is the same."""
+    wish = CveWish(loaded=_module_names(loaded), fixes=False)
+    asked = replace(job, request=job.request.model_copy(update={"cves": wish}))
+    source = open_fixes(settings.stable_git, None, settings.cache) if settings.stable_git else None
+    with tempfile.TemporaryDirectory(prefix="elivepatch-scan.") as scratch:
+        return Planner(index, source, settings.workshop).plan(asked, Path(scratch), progress).scan
 
 
 @contextmanager

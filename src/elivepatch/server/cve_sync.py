@@ -17,12 +17,23 @@ _log = logging.getLogger(__name__)
 
 
 def sync(settings: Settings, progress: Progress) -> None:
-    """Read what is new, once. Raises what the feed and the mirror do; without a feed there is nothing to do."""
+    """Read what is new, once. Raises what the feed and the mirror do; without a feed there is nothing to do.
+
+    A mirror that cannot be brought up to date does not keep the data from being: what is known of a kernel counts more
+    than whether it can be fixed.
+    """
+    failed: ElivepatchError | None = None
     if settings.stable_git is not None:  # first: what the data name is to be there
-        open_fixes(settings.stable_git, None, settings.cache).update(progress)
+        try:
+            open_fixes(settings.stable_git, None, settings.cache).update(progress)
+        except ElivepatchError as error:
+            _log.warning("The mirror of %s could not be brought up to date: %s", settings.stable_git, error.message)
+            failed = error
     if settings.cve_feed is not None:
         state = settings.cve_index.update(open_feed(settings.cve_feed, settings.cache), progress)
         _log.info("CVE data of %s: %d entries.", state.date, state.entries)
+    if failed is not None:
+        raise failed
 
 
 class CveSync:

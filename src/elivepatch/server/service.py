@@ -42,6 +42,8 @@ from elivepatch.workshop import Workshop
 KeyFunction = Callable[[Job, Workshop], str]
 KernelLister = Callable[[Workshop], Sequence[KernelEntry]]
 _ID = re.compile(r"[0-9a-f]{32}")
+#: How long a plan counts of which something could not be tried: who asked for it gets it, who asks again a new one.
+_INCOMPLETE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,14 @@ class Service:
         if row is None or row.state is not BuildStatus.DONE:
             return row
         report = Report.model_validate(row.report)
+        if (
+            report.cves is not None
+            and report.cves.incomplete
+            and time.time() - (row.finished or 0) > _INCOMPLETE_SECONDS
+        ):
+            error = UnavailableError("Not all fixes could be tried then; the plan was asked for again.")
+            self.database.lost(row.id, failure(error, row.key))
+            return None
         if report.cves is not None or (report.module is not None and self.artifacts.holds(report.module.sha256)):
             return row
         self.database.lost(row.id, failure(InternalError("The module of this build was removed."), row.key))

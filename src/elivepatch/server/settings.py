@@ -315,13 +315,22 @@ def _checked(settings: Settings) -> Settings:
             check_place(overlay.url, overlay.branch)
         except InvalidSettingError as error:
             raise InvalidSettingError(f"Setting 'overlays.{name}': {error.message}", hint=error.hint) from error
-    if settings.stable_http is not None and not re.fullmatch(r"https?://\S*\{commit\}\S*", settings.stable_http):
-        raise InvalidSettingError(
-            f"Setting 'stable_http': '{settings.stable_http}' gives no single commits.",
-            hint="It is an http or https address with {commit} in the place of a commit's id.",
-        )
+    if settings.stable_http is not None:
+        _check_address_of_commits(settings.stable_http)
     try:
         parse_reference(settings.v1_kernel.replace("{version}", "6.12.60"))
     except InvalidInputError as error:
         raise InvalidSettingError(f"Setting 'v1_kernel': {error.message}", hint=error.hint) from error
     return settings
+
+
+def _check_address_of_commits(address: str) -> None:
+    """Raise InvalidSettingError for an address that gives no single commits."""
+    hint = "It is an http or https address with {commit} in the place of a commit's id, and no other braces."
+    if not re.fullmatch(r"https?://\S*\{commit\}\S*", address):
+        raise InvalidSettingError(f"Setting 'stable_http': '{address}' gives no single commits.", hint=hint)
+    # what nothing is put in the place of would be asked for as it stands
+    if stray := re.search(r"\{[^{}]*\}?|\}", address.replace("{commit}", "")):
+        raise InvalidSettingError(
+            f"Setting 'stable_http': '{address}' has {stray[0]}, and nothing is known to put there.", hint=hint
+        )

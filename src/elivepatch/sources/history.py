@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elivepatch.errors import SourceRejectedError
+from elivepatch.git import OBJECT
 from elivepatch.sources.git import GitRepository
 
 _TREE_LINE = re.compile(r"100(?:644|755) blob ([0-9a-f]{40})\t(.+)", re.ASCII | re.DOTALL)
@@ -19,6 +20,8 @@ _DIFF = (
     *("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--full-index", "--unified=3"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers", "--no-indent-heuristic"),
 )
+#: For each commit a byte that begins no name and its id, then the names that it changes; all end with NUL.
+_NAMES = ("-z", "--format=%x01%H", "--name-only", "--no-renames")
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,21 @@ class GitHistory:
         words = ("log", "--format=%H", "--reverse", "--no-merges", "-S", name, f"{after}..{last}", "--", "*.c", "*.h")
         return self.repository.query(*words).stdout.split()
 
-    def files(self, commit: str) -> tuple[str, ...]:
-        """The files that a commit changes."""
-        words = ("diff-tree", "-r", "-z", "--no-commit-id", "--name-only", "--no-renames", commit, "--")
-        return tuple(name for name in self.repository.query(*words).stdout.split("\0") if name)
+    def files(self, commits: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The files that commits change, of those that are here."""
+        words = ("log", "--no-walk=unsorted", "--ignore-missing", "--stdin", "--root", *_NAMES)
+        asked = "".join(f"{commit}\n" for commit in dict.fromkeys(commits) if OBJECT.fullmatch(commit)).encode()
+        if not asked:  # that would be the branch
+            return {}
+        found: dict[str, list[str]] = {}
+        names: list[str] = []
+        for part in self.repository.query(*words, stdin=asked).stdout.split("\0"):
+            text = part.removeprefix("\n")
+            if text.startswith("\1") and OBJECT.fullmatch(text[1:]):
+                names = found.setdefault(text[1:], [])
+            elif text:
+                names.append(text)
+        return {commit: tuple(names) for commit, names in found.items()}
 
     def ordered(self, commits: Sequence[str], after: str | None) -> list[str]:
         """Commits, those first that others are built on; without ``after``, a ref before all, by their time."""
