@@ -140,6 +140,18 @@ def _ambiguous(compiled: CompiledObject, name: str) -> Diagnosis:
     return finding("symbol-ambiguous", said, file=compiled.source, function=name)
 
 
+def callbacks(path: Path, source: str) -> list[Diagnosis]:
+    """The notes on the functions that a diff object has the kernel call when it is loaded and unloaded."""
+    diff = ElfObject(path.read_bytes())
+    index = diff.find(_OBJECTS)
+    if index is None:
+        return []
+    symbols, relocations = diff.symbols(), _relocations(diff, index)
+    names = [symbols[relocations[at].symbol].name for at in _CALLBACKS if at in relocations]
+    said = "'{}' runs when the livepatch is loaded or unloaded."
+    return [finding("callbacks", said.format(name), file=source, function=name) for name in names]
+
+
 @dataclass(frozen=True)
 class _Function:
     """A function that a diff object replaces, and its position; 0 says that the name is unique."""
