@@ -189,6 +189,20 @@ def test_a_function_that_is_rarely_run_from_now_on(builder_of: Callable[[str], B
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_system_call_without_parameters_that_gets_a_cold_part(
+    builder_of: Callable[[str], Builder], engine: str
+) -> None:
+    # one function of three names, of which the cold part has the local one
+    head = "SYSCALL_DEFINE0(getpid)\n{\n"
+    builder = builder_of(engine)
+    built = builder(builder.change("kernel/sys.c", (head, f'{head}\tif (!current->mm)\n\t\tpr_info("getpid\\n");\n')))
+    assert built.report.status is BuildStatus.DONE, built.told
+    assert {each.function.removeprefix("__do").removeprefix("__x64") for each in built.report.changed} == {
+        "_sys_getpid"
+    }
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("new", "said"),
     [

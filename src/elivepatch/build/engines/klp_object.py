@@ -99,6 +99,7 @@ def settle(raw: Path, target: Path, compiled: CompiledObject, parent: ParentSymb
     in. Raises CannotLivepatchError for what cannot be told apart, and for functions that no tracer call leads out of.
     """
     diff = ElfObject(raw.read_bytes())
+    name_cold_parts(diff, ElfObject(compiled.patched.read_bytes()))
     functions = _functions(diff)
     findings = [*_untraced(compiled, [one.name for one in functions])]
     symbols = {index: klp_symbol(s.name) for index, s in enumerate(diff.symbols()) if s.name.startswith(".klp.sym.")}
@@ -125,6 +126,24 @@ def settle(raw: Path, target: Path, compiled: CompiledObject, parent: ParentSymb
         diff.replace(diff.find(_FUNCS) or 0, bytes(content))
     target.write_bytes(diff.write())
     return [one.name for one in functions]
+
+
+def name_cold_parts(diff: ElfObject, patched: ElfObject) -> None:
+    """Call the cold parts of functions after the names that the diff object has those by.
+
+    A system call without parameters has several (``__do_sys_getpid``, ``__x64_sys_getpid``): the tool keeps a global
+    one, the compiler calls the cold part after the local one, and objtool then finds no function that it belongs to.
+    """
+    functions = [symbol for symbol in patched.symbols() if symbol.type == STT_FUNC and symbol.section != SHN_UNDEF]
+    place = {symbol.name: (symbol.section, symbol.value) for symbol in functions}
+    there = {symbol.name for symbol in diff.symbols() if symbol.section != SHN_UNDEF}
+    for index, symbol in enumerate(diff.symbols()):
+        name, cold, number = symbol.name.partition(".cold")
+        if not cold or symbol.type != STT_FUNC or name in there or name not in place:
+            continue
+        other = next((one.name for one in functions if place[one.name] == place[name] and one.name in there), None)
+        if other is not None:
+            diff.rename_symbol(index, f"{other}.cold{number}")
 
 
 def _global_position(places: Sequence[Place]) -> int | None:
