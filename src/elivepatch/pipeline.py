@@ -73,9 +73,10 @@ def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Rep
     Whatever the end, the report says it; only DiskFullError is raised, where not even the report can be written.
     """
     began = time.monotonic()
-    key = request_key(job, workshop)
+    key = ""
     state = _State()
     try:
+        key = request_key(job, workshop)
         _run(job, workshop, output, progress, state)
         status, ending = BuildStatus.DONE, None
     except ElivepatchError as error:
