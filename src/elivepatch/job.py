@@ -47,7 +47,10 @@ class Job:
 
 
 def request_key(job: Job, workshop: Workshop) -> str:
-    """The key of a build: a digest of all that decides its bytes and its report. Cheap: no kernel is looked up."""
+    """The key of a build: a digest of all that decides its bytes and its report. Cheap: no kernel is looked up.
+
+    Raises InvalidInputError for what cannot be the name of a kernel.
+    """
     request = job.request
     build_id = request.build_id or (request.host.build_id if request.host else None)
     published = _is_published(job)
@@ -74,10 +77,7 @@ def request_key(job: Job, workshop: Workshop) -> str:
 
 
 def _is_published(job: Job) -> bool:
-    try:
-        reference = parse_reference(job.request.kernel)
-    except InvalidInputError:
-        return False  # the build will say so
+    reference = parse_reference(job.request.kernel)
     modified = bool(job.base_patches) or job.image is not None or job.request.image is not None
     return isinstance(reference, ReleaseReference) and is_published(reference, modified=modified)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elivepatch.build import objects as lookup
 from elivepatch.build.compiler import CompiledObject, Compiler
+from elivepatch.build.definitions import check_definitions
 from elivepatch.build.engines.choose import choose_engine
 from elivepatch.build.engines.engine import DiffObject, Engine
 from elivepatch.build.engines.klp import KlpEngine
@@ -73,9 +74,10 @@ def build(job: Job, workshop: Workshop, output: Path, progress: Progress) -> Rep
     Whatever the end, the report says it; only DiskFullError is raised, where not even the report can be written.
     """
     began = time.monotonic()
-    key = request_key(job, workshop)
+    key = ""
     state = _State()
     try:
+        key = request_key(job, workshop)
         _run(job, workshop, output, progress, state)
         status, ending = BuildStatus.DONE, None
     except ElivepatchError as error:
@@ -259,7 +261,7 @@ def _build(
         prover = Prover(kernel)
         proofs = [prover.prove(each.path, each.parent, each.exact) for each in compiled]
         state.proof = _proof(proofs, level)
-        state.notes += check_registrations(compiled)
+        state.notes += [*check_registrations(compiled), *check_definitions(kernel, compiled)]
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")

@@ -12,8 +12,8 @@ from functools import partial
 from elivepatch.build import unpack
 from elivepatch.build.image import HostImage
 from elivepatch.build.own import OwnKernel
-from elivepatch.build.prepared import PreparedKernel, require_gcc
-from elivepatch.errors import CompilerMismatchError, InvalidInputError
+from elivepatch.build.prepared import PreparedKernel, require_gcc, require_rust
+from elivepatch.errors import CompilerMismatchError, InvalidInputError, ToolUnavailableError
 from elivepatch.kernel.banner import parse_banner
 from elivepatch.kernel.config import KernelConfig, parse_config
 from elivepatch.progress import Progress
@@ -126,9 +126,10 @@ def _published_source(files: KernelFiles, source: KernelSource) -> SourceTree:
 
 
 def find_root(config: KernelConfig, workshop: Workshop, progress: Progress) -> Root:
-    """The build root with the compiler that a configuration names; those that are there are asked first.
+    """The build root with the compilers that a configuration needs; those that are there are asked first.
 
-    Raises CompilerMismatchError with what each root has, where none has it, ToolUnavailableError for clang.
+    Raises CompilerMismatchError with what each root has, where none has gcc's version, ToolUnavailableError for clang,
+    and for a kernel with Rust where no root with that gcc has what Rust needs.
     """
     require_gcc(config, "The kernel")
     wanted = config.string("CC_VERSION_TEXT") or ""
@@ -140,15 +141,27 @@ def find_root(config: KernelConfig, workshop: Workshop, progress: Progress) -> R
             hint="Only gcc is supported, and CONFIG_CC_VERSION_TEXT must say which.",
         )
     have: list[str] = []
+    without_rust: ToolUnavailableError | None = None
     installed = {root.name for root in workshop.roots.installed()}
     for name in sorted(workshop.roots.names(), key=lambda name: (name not in installed, name)):
-        if f"gcc-{match[1]}" not in workshop.roots.spec(name).packages:
+        packages = workshop.roots.spec(name).packages
+        if f"gcc-{match[1]}" not in packages:
             continue
+        if without_rust is not None and name not in installed and "rustc" not in packages:
+            continue  # making it would take minutes, for nothing
         root = workshop.roots.ensure(name, progress)
         version = root.compiler_version(f"gcc-{match[1]}")
-        if version.partition(" ")[2] == wanted.partition(" ")[2]:
+        if version.partition(" ")[2] != wanted.partition(" ")[2]:
+            have.append(f"'{name}' has {version}")
+            continue
+        try:
+            require_rust(config, root, "The kernel")
+        except ToolUnavailableError as error:
+            without_rust = without_rust or error
+        else:
             return root
-        have.append(f"'{name}' has {version}")
+    if without_rust is not None:
+        raise without_rust
     raise CompilerMismatchError(
         f"The kernel was built with '{wanted}'. {'; '.join(have) or f'No build root has a gcc-{match[1]}'}.",
         hint="Describe a build root that has it in the server's settings (roots), and make it: elivepatch-server root "

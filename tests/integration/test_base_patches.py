@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from elivepatch.build import based, unpack
-from elivepatch.errors import DoesNotApplyError
+from elivepatch.errors import DoesNotApplyError, InvalidPatchError
 from elivepatch.progress import Progress
 from elivepatch.toolchains.roots import Root
 from elivepatch.workshop import Workshop
@@ -153,3 +153,25 @@ def test_the_same_patch_twice_is_said(source: Path, some_root: Root, tmp_path: P
     assert "already" in caught.value.message
     assert "saving rejects" not in caught.value.message
     assert "the same patch as 1.patch" in (caught.value.hint or "")
+
+
+def link_to(target: str, name: str = "kernel/link") -> bytes:
+    return (
+        f"diff --git a/{name} b/{name}\nnew file mode 120000\nindex 0000000..1111111\n--- /dev/null\n+++ b/{name}\n"
+        f"@@ -0,0 +1 @@\n+{target}\n\\ No newline at end of file\n"
+    ).encode()
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../outside", "../kernel/../../x", "/dev/zero"])
+def test_a_link_that_leads_out_is_refused(source: Path, some_root: Root, tmp_path: Path, target: str) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(InvalidPatchError, match="kernel/link"):
+        based.make(source, [("1.patch", link_to(target))], some_root, Progress(), work)
+
+
+def test_a_link_inside_of_the_tree_is_made(source: Path, some_root: Root, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    based.make(source, [("1.patch", link_to("../drivers/only/d.c"))], some_root, Progress(), work)
+    assert (work / "kernel/link").read_text() == "int d;\n"

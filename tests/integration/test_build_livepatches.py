@@ -176,3 +176,46 @@ def test_a_macro_of_the_other_tools_is_refused_before_anything_is_compiled(build
     assert f"{'KLP' if klp else 'KPATCH'}_POST_UNPATCH_CALLBACK" in built.told
     assert built.report.timings is not None
     assert built.report.timings.compile is None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_function_that_is_rarely_run_from_now_on(builder_of: Callable[[str], Builder], engine: str) -> None:
+    # a message to the log is code that the compiler takes for cold: the function moves to .text.unlikely
+    head = "char *kstrdup(const char *s, gfp_t gfp)\n{\n"
+    builder = builder_of(engine)
+    built = builder(builder.change("mm/util.c", (head, f'{head}\tpr_info("kstrdup\\n");\n')))
+    assert built.report.status is BuildStatus.DONE, built.told
+    assert ("kstrdup", "changed") in {(each.function, each.kind) for each in built.report.changed}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_system_call_without_parameters_that_gets_a_cold_part(
+    builder_of: Callable[[str], Builder], engine: str
+) -> None:
+    # one function of three names, of which the cold part has the local one
+    head = "SYSCALL_DEFINE0(getpid)\n{\n"
+    builder = builder_of(engine)
+    built = builder(builder.change("kernel/sys.c", (head, f'{head}\tif (!current->mm)\n\t\tpr_info("getpid\\n");\n')))
+    assert built.report.status is BuildStatus.DONE, built.told
+    assert {each.function.removeprefix("__do").removeprefix("__x64") for each in built.report.changed} == {
+        "_sys_getpid"
+    }
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("void livepatch_news(void);\nvoid livepatch_news(void)\n{\n\tpr_info(KERN_CONT);\n}\n", "livepatch_news()"),
+        ("extern int livepatch_news;\nint livepatch_news = 1;\n", ""),
+    ],
+    ids=["function", "data"],
+)
+def test_what_nothing_uses_is_no_change(builder_of: Callable[[str], Builder], new: str, said: str, engine: str) -> None:
+    builder = builder_of(engine)
+    end = "fs_initcall(init_pipe_fs);\n"
+    built = builder(builder.change("fs/pipe.c", (end, f"{new}\n{end}")))
+    assert (built.report.exit_status, built.report.error) == (3, "no-functional-change"), built.told
+    assert "no-functional-change" in built.rules
+    assert said in built.told
+    assert built.report.module is None

@@ -49,6 +49,34 @@ def test_a_new_static_key_is_refused_before_it_fails_to_load(builder: Builder) -
     assert "static" in (report.diagnosis[0].hint or "")
 
 
+def test_a_global_name_that_the_kernel_has_is_refused(builder: Builder) -> None:
+    # all code that is not patched would go on to use the kernel's
+    declared = "char *kstrdup(const char *s, gfp_t gfp);\nnoinline char *kstrdup(const char *s, gfp_t gfp)\n{\n"
+    declared += f'\tpr_info("mine\\n");\n\treturn NULL;\n}}\n\n{HEAD}'
+    used = f'{FIRST}\tif (kstrdup("x", GFP_KERNEL))\n\t\tseq_puts(m, "copy ");\n'
+    report = builder(builder.change(LOADAVG, (HEAD, declared), (FIRST, used))).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "duplicate-definition"), report
+    assert "kstrdup" in (report.message or "")
+    static = declared.replace("char *kstrdup(const char *s, gfp_t gfp);\nnoinline ", "static noinline ")
+    renamed = static.replace("kstrdup", "livepatch_copy")
+    built = builder(builder.change(LOADAVG, (HEAD, renamed), (FIRST, used.replace("kstrdup", "livepatch_copy"))))
+    assert built.report.status is BuildStatus.DONE, built.told
+
+
+def test_a_variable_under_another_name_is_warned_of(builder: Builder) -> None:
+    declared, used = "static DECLARE_WORK(poweroff_work, poweroff_work_func);", "schedule_work(&poweroff_work);"
+    patch = builder.change(
+        "kernel/reboot.c",
+        (declared, declared.replace("(poweroff_work,", "(livepatch_work,")),
+        (used, "schedule_work(&livepatch_work);"),
+    )
+    report = builder(patch).report
+    assert report.status is BuildStatus.DONE, report
+    found = [each for each in report.diagnosis if each.rule == "variable-renamed"]
+    assert [(each.severity, each.file) for each in found] == [("warning", "kernel/reboot.c")], report
+    assert all(name in found[0].message for name in ("poweroff_work", "livepatch_work"))
+
+
 def test_what_the_differ_notes_is_in_the_report(builder: Builder) -> None:
     counted = f'{FIRST}\t{{ static unsigned long calls; seq_printf(m, "%lu ", ++calls); }}\n'
     report = builder(builder.change(LOADAVG, (FIRST, counted))).report

@@ -96,6 +96,14 @@ def test_how_a_build_ends_is_said(
     assert module.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize("name", ["6.12", "nothing-such", "svn:trunk"])
+def test_what_is_no_kernel_is_not_queued(api: httpx2.Client, name: str) -> None:
+    asked = ask(api, name, STRING)
+    assert (asked.status_code, asked.json()["code"]) == (422, "invalid-input"), asked.text
+    assert "debian:" in asked.json()["hint"]
+    assert not api.get("/builds", params={"kernel": name}).json()["builds"]
+
+
 def test_a_refused_build_is_answered_as_it_is(api: httpx2.Client, kernel: PreparedKernel) -> None:
     patch = STRING.replace(b"VmallocTotal", b"VmallocNone")
     build = ended(api, ask(api, kernel.release, patch))

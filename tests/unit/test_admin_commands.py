@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from elivepatch.build.store import Store
 from elivepatch.errors import BusyError, NotFoundError, UnavailableError
 from elivepatch.kernel.release import parse_release
-from elivepatch.server.admin_commands import choose, collect
+from elivepatch.server.admin_commands import choose, collect, kernel_data
 from elivepatch.server.cli import cli
 from elivepatch.server.downloads import collect_downloads, collect_packages, collect_trials
 from elivepatch.toolchains import roots
@@ -125,6 +125,24 @@ def test_a_name_of_several_kernels_is_refused_with_their_keys(workshop: Workshop
     with pytest.raises(NotFoundError) as caught:
         choose(workshop.kernels.store, RELEASE)
     assert "aaa1 (debian:linux 6.12.1-1 (trixie), build ID 0123); aaa2 (" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"release": 1}'])
+def test_a_damaged_kernel_hides_no_other_and_can_be_removed(workshop: Workshop, content: str | None) -> None:
+    path = make_kernel(workshop, "aaa1")
+    make_kernel(workshop, "bbb1")
+    (path / "kernel.json").unlink()
+    if content is not None:
+        (path / "kernel.json").write_text(content)
+    listed = run(workshop, "kernel", "list")
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["bbb1"]
+    assert "kernel remove aaa1" in listed.stderr
+    with pytest.raises(NotFoundError) as caught:
+        kernel_data(choose(workshop.kernels.store, "aaa1"))
+    assert "kernel remove aaa1" in (caught.value.hint or "")
+    assert run(workshop, "kernel", "remove", "aaa1").exit_code == 0
+    assert not path.exists()
 
 
 def test_a_kernel_is_removed(workshop: Workshop) -> None:

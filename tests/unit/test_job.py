@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from elivepatch.errors import InvalidInputError
 from elivepatch.job import InputFile, Job, request_key
 from elivepatch.protocol.models import BuildRequest, HostFacts
 from elivepatch.server.overlay_watch import identity_of
@@ -37,6 +38,13 @@ def test_of_a_published_kernel_the_build_id_says_all(tmp_path: Path) -> None:
 def test_of_another_kernel_what_the_host_tells_counts(tmp_path: Path, kernel: str) -> None:
     told = key(job(kernel, build_id="a" * 40, version="#1 SMP"), tmp_path)
     assert key(job(kernel, build_id="a" * 40, version="#2 SMP"), tmp_path) != told
+
+
+@pytest.mark.parametrize("kernel", ["6.12", "short", "svn:trunk", "kernel.org:2.6.32", "git:https://example.org/linux"])
+def test_what_is_no_kernel_has_no_key(tmp_path: Path, kernel: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        key(job(kernel), tmp_path)
+    assert caught.value.hint
 
 
 def test_base_patches_make_another_kernel_of_a_published_one(tmp_path: Path) -> None:

@@ -278,6 +278,7 @@ def test_a_decompression_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
         (b"\x7fELF\0\0", InvalidInputError),
         (b"CONFIG_A=y\n" * 200, InputTooLargeError),
         (gzip.compress(CONFIG, mtime=0)[:-12], InvalidInputError),
+        (gzip.compress(CONFIG, mtime=0) + gzip.compress(CONFIG, mtime=0), InvalidInputError),
         (b"\x1f\x8b" + b"rubbish" * 4, InvalidInputError),
     ],
 )

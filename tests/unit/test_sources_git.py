@@ -173,18 +173,37 @@ def test_what_is_not_there(repository: Repository, tmp_path: Path) -> None:
     source = repository.source()
     with pytest.raises(KernelUnavailableError, match=r"v6\.12\.99") as caught:
         source.tree("v6.12.99", Progress())
-    assert caught.value.hint
+    assert "v6.12.1" in (caught.value.hint or "")
+    assert f"git ls-remote {source.url}" in (caught.value.hint or "")
+    with pytest.raises(KernelUnavailableError) as caught:
+        source.tree("refs/heads/mian", Progress())
+    assert "Like it are main." in (caught.value.hint or "")
     with pytest.raises(KernelUnavailableError) as caught:
         source.tree(repository.git("rev-parse", "--short", "old"), Progress())
     assert "full id" in (caught.value.hint or "")
     unknown = "1" * 40
     with pytest.raises(KernelUnavailableError, match=unknown):
         source.tree(unknown, Progress()).fetch(Progress())
-    with pytest.raises(KernelUnavailableError, match=r"v6\.12\.99"):
+    with pytest.raises(KernelUnavailableError, match=r"v6\.12\.99") as caught:
         repository.source(whole=True).tree("v6.12.99", Progress())
+    assert "v6.12.2" in (caught.value.hint or "")
     nowhere = GitRepository(f"file://{tmp_path}/nowhere", repository.cache, local=True)
     with pytest.raises(DownloadFailedError, match="nowhere"):
         nowhere.tree("main", Progress())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_could_not_be_fetched_leaves_no_mirror(repository: Repository, tmp_path: Path, *, whole: bool) -> None:
+    nowhere = GitRepository(f"file://{tmp_path}/nowhere", repository.cache, whole=whole, local=True)
+    with pytest.raises(DownloadFailedError, match="nowhere"):
+        nowhere.bring("1" * 40, Progress())
+    assert not nowhere.mirror.exists()
+    source = repository.source(whole=whole)
+    source.bring("main", Progress())
+    repository.path.rename(tmp_path / "moved")
+    with pytest.raises(DownloadFailedError):
+        source.bring("2" * 40, Progress())
+    assert source.query("for-each-ref").stdout, "what is here already stays"
 
 
 def test_a_server_that_gives_away_only_what_it_names(

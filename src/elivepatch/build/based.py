@@ -17,9 +17,10 @@ from pathlib import Path
 
 from elivepatch.build import unpack
 from elivepatch.build.store import remove_tree
-from elivepatch.errors import Diagnosis, DoesNotApplyError
+from elivepatch.errors import Diagnosis, DoesNotApplyError, InvalidPatchError
 from elivepatch.process import run
 from elivepatch.progress import Progress
+from elivepatch.sources.archives import stays_inside
 from elivepatch.toolchains.roots import Root
 from elivepatch.toolchains.sandbox import JOB, Overlay, Sandbox, give_to_sandbox
 
@@ -34,7 +35,7 @@ _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 def make(source: Path, patches: Sequence[tuple[str, bytes]], root: Root, progress: Progress, work: Path) -> None:
     """Fill ``work`` with the tree of ``source`` and the patches on top of it, in their order.
 
-    Raises DoesNotApplyError, naming the patch, with what `patch` said.
+    Raises DoesNotApplyError, naming the patch, with what `patch` said, and InvalidPatchError for links out of the tree.
     """
     progress.step(f"applying {len(patches)} base patches")
     scratch = Path(tempfile.mkdtemp(prefix=f"{work.name}.base.", dir=work.parent))
@@ -51,7 +52,9 @@ def make(source: Path, patches: Sequence[tuple[str, bytes]], root: Root, progres
             _apply(sandbox, job, f"{number}", name, data, before)
         # a hard link for each file: some seconds, and no room
         run(["cp", "-a", "-l", "--no-target-directory", source, work], timeout=600)
-        _merge(upper, work)
+        links: list[Path] = []
+        _merge(upper, work, links)
+        _check_links(work, links)
     finally:
         remove_tree(scratch)
     unpack.own(work)
@@ -82,8 +85,22 @@ def _apply(sandbox: Sandbox, job: Path, place: str, name: str, data: bytes, same
     )
 
 
-def _merge(upper: Path, target: Path) -> None:
-    """Carry what a writable layer of overlayfs holds over to a tree (Documentation/filesystems/overlayfs.rst)."""
+def _check_links(tree: Path, links: Sequence[Path]) -> None:
+    """Refuse links that lead out of a tree: what reads it would read files of this machine."""
+    top = os.path.realpath(tree)
+    for link in links:
+        if not stays_inside(Path(top) / link.relative_to(tree), top):
+            raise InvalidPatchError(
+                f"A base patch makes {link.relative_to(tree)} a link that leads out of the kernel's tree.",
+                hint="Leave the link out of the patch: no kernel needs one.",
+            )
+
+
+def _merge(upper: Path, target: Path, links: list[Path]) -> None:
+    """Carry what a writable layer of overlayfs holds over to a tree (Documentation/filesystems/overlayfs.rst).
+
+    ``links`` takes up the symbolic links that it has.
+    """
     for entry in os.scandir(upper):
         path, place = Path(entry.path), target / entry.name
         facts = path.lstat()
@@ -91,7 +108,7 @@ def _merge(upper: Path, target: Path) -> None:
             if place.is_symlink() or not place.is_dir() or _is_opaque(path):
                 _remove(place)
                 place.mkdir()
-            _merge(path, place)
+            _merge(path, place, links)
         else:
             _remove(place)  # the file itself may be shared: it is never written to
             if stat.S_ISREG(facts.st_mode):
@@ -99,6 +116,7 @@ def _merge(upper: Path, target: Path) -> None:
                 place.chmod(facts.st_mode & 0o755)
             elif stat.S_ISLNK(facts.st_mode):
                 place.symlink_to(path.readlink())
+                links.append(place)
             # else a character device 0/0: the file was removed
 
 

@@ -12,13 +12,27 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from elivepatch.build import based, own, published, unpack
 from elivepatch.build.own import OwnKernel
 from elivepatch.build.prepared import FORMAT, PreparedKernel, load_kernel
-from elivepatch.build.store import Store
+from elivepatch.build.store import Entry, Store
 from elivepatch.progress import Progress
 from elivepatch.sources.provider import KernelFiles
 from elivepatch.toolchains.roots import Root
+
+
+class KernelRecord(BaseModel):
+    """What a prepared kernel says of itself, as far as lists show it."""
+
+    release: str
+    build_id: str
+    origin: str
+    image: str = ""
+    compiler: str = ""
+    config_sha256: str = ""
+    modules: dict[str, str] = {}
 
 
 class Kernels:
@@ -125,21 +139,34 @@ def _make_source(files: KernelFiles, download: Callable[[], None], progress: Pro
 
 
 def list_kernels(store: Store) -> list[dict[str, object]]:
-    """The prepared kernels as data: release, build_id, source, key, size (bytes), last_used (epoch seconds)."""
+    """The prepared kernels as data: release, build_id, source, key, size (bytes), last_used (epoch seconds).
+
+    One that cannot be read (damaged, or removed meanwhile) is left out; only a build or `gc` can do with it.
+    """
     found: list[dict[str, object]] = []
     for entry in store.entries():
-        data = json.loads((entry.path / "kernel.json").read_text())
+        data = read_entry(entry)
+        if data is None:
+            continue
         found.append(
             {
                 "key": entry.key,
-                "release": data["release"],
-                "build_id": data["build_id"],
-                "source": data["origin"],
+                "release": data.release,
+                "build_id": data.build_id,
+                "source": data.origin,
                 "size": entry.size,
                 "last_used": entry.last_used,
             }
         )
     return found
+
+
+def read_entry(entry: Entry) -> KernelRecord | None:
+    """What a prepared kernel says of itself; None where it cannot be read."""
+    try:
+        return KernelRecord.model_validate_json((entry.path / "kernel.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _key(parts: Mapping[str, object]) -> str:

@@ -100,6 +100,11 @@ KERNEL_RULES: dict[str, Rule] = {
         "A new source file has code or data for the start of the kernel or of a module",
         "Leave it out, and do what it does in a function that runs later and that the patch changes.",
     ),
+    "variable-renamed": Rule(
+        "A variable is gone, and one of the same size is new",
+        "If it is the old one under another name, keep the old name: the new one has none of the old one's state.",
+        severity="warning",
+    ),
     "late-registration": Rule(
         "The patch registers a function that only runs while the kernel boots",
         "Leave it out, and do what it does in a function that runs later and that the patch changes, or in a callback "
@@ -275,8 +280,8 @@ _REFUSALS: dict[str, Rule] = {
         "Use a function that this kernel has, or bring the definition along in the patch.",
     ),
     "duplicate-definition": Rule(
-        "Two patched files define the same new symbol",
-        "Make the new symbol static, or define it in one of the files only.",
+        "A new global symbol has a name that the kernel, or another patched file, has already",
+        "Make the new symbol static, or name it otherwise. Leave a function in its file, and change it there.",
     ),
     "symbol-namespace": Rule(
         "The patched code uses a symbol from a namespace that it does not import",

@@ -43,6 +43,8 @@ def gunzip(data: bytes, limit_bytes: int, what: str) -> bytes:
         raise InputTooLargeError(f"{what} is larger than {limit_bytes} bytes when unpacked.")
     if not unpacker.eof:
         raise InvalidInputError(f"{what} is cut off.", hint="Copy it again.")
+    if unpacker.unused_data.strip(b"\0"):  # what follows would be left out without a word
+        raise InvalidInputError(f"{what} goes on behind the end of its gzip data.", hint="Give it uncompressed.")
     return found
 
 

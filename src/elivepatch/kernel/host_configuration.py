@@ -74,6 +74,10 @@ def _gunzip(data: bytes, path: Path, limit_bytes: int) -> bytes:
         ) from error
     if not inflate.eof and len(text) <= limit_bytes:
         raise InvalidInputError(f"The configuration {path} is cut off.", hint="Copy it again.")
+    if inflate.unused_data.strip(b"\0"):  # what follows would be left out without a word
+        raise InvalidInputError(
+            f"The configuration {path} goes on behind the end of its gzip data.", hint="Give it uncompressed."
+        )
     return text
 
 

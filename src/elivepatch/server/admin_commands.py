@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from elivepatch.build.host_images import HostImages
-from elivepatch.build.kernels import Kernels, list_kernels
+from elivepatch.build.kernels import Kernels, list_kernels, read_entry
 from elivepatch.build.store import Entry, Store, disk_usage
 from elivepatch.errors import BusyError, NotFoundError
 from elivepatch.progress import Progress, to_terminal
@@ -139,7 +139,11 @@ def kernel() -> None:
 @_JSON
 def kernel_list(as_json: bool) -> None:
     """List the prepared kernels, the most recently used first."""
-    found = list_kernels(_workshop().kernels.store)[::-1]
+    store = _workshop().kernels.store
+    found = list_kernels(store)[::-1]
+    for entry in store.entries():
+        if read_entry(entry) is None and entry.path.exists():
+            click.echo(f"{entry.key} cannot be read: elivepatch-server kernel remove {entry.key}", err=True)
     if as_json:
         _print(found)
     elif found:
@@ -202,10 +206,12 @@ def choose(store: Store, name: str) -> Entry:
     known = {str(one["key"]): one for one in list_kernels(store)}
     if name in entries:
         return entries[name]
-    fitting = [key for key in sorted(entries) if name and (key.startswith(name) or known[key]["release"] == name)]
+    releases = {key: one["release"] for key, one in known.items()}
+    fitting = [key for key in sorted(entries) if name and (key.startswith(name) or releases.get(key) == name)]
     if len(fitting) != 1:
         what = f"{len(fitting)} prepared kernels are called" if fitting else "There is no prepared kernel"
-        listed = "; ".join(f"{key} ({known[key]['source']}, build ID {known[key]['build_id']})" for key in fitting[:10])
+        shown = {key: f"{key} ({one['source']}, build ID {one['build_id']})" for key, one in known.items()}
+        listed = "; ".join(shown.get(key, key) for key in fitting[:10])
         raise NotFoundError(
             f"{what} '{name[:100]}'.",
             hint=f"Name one by its key: {listed}." if fitting else "See: elivepatch-server kernel list",
@@ -214,17 +220,25 @@ def choose(store: Store, name: str) -> Entry:
 
 
 def kernel_data(entry: Entry) -> dict[str, object]:
-    """A prepared kernel as it is printed with ``--json``; sizes are bytes, times seconds since the epoch."""
-    data = json.loads((entry.path / "kernel.json").read_text())
+    """A prepared kernel as it is printed with ``--json``; sizes are bytes, times seconds since the epoch.
+
+    Raises NotFoundError for one that is damaged.
+    """
+    data = read_entry(entry)
+    if data is None:
+        raise NotFoundError(
+            f"The prepared kernel {entry.key} cannot be read: it is damaged, or was removed just now.",
+            hint=f"Remove it: elivepatch-server kernel remove {entry.key}",
+        )
     objects = entry.path / "objects"
     return {
         "key": entry.key,
-        "release": data["release"],
-        "build_id": data["build_id"],
-        "source": data["origin"],
-        "compiler": data["compiler"],
-        "config_sha256": data["config_sha256"],
-        "modules": len(data["modules"]),
+        "release": data.release,
+        "build_id": data.build_id,
+        "source": data.origin,
+        "compiler": data.compiler,
+        "config_sha256": data.config_sha256,
+        "modules": len(data.modules),
         "kept_objects": sum(not path.name.startswith(".") for path in objects.iterdir()) if objects.is_dir() else 0,
         "size": entry.size,
         "last_used": entry.last_used,

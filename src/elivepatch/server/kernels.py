@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,11 +34,13 @@ def published_with(workshop: Workshop, version: str, config: KernelConfig) -> Se
     """
     found: set[str] = set()
     for entry in workshop.kernels.store.entries():
+        data = kernels.read_entry(entry)
+        if data is None:
+            continue
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            data = json.loads((entry.path / "kernel.json").read_text())
-            same = data["image"] == "published" and data["config_sha256"] == config.sha256
+            same = data.image == "published" and data.config_sha256 == config.sha256
             if same and _version(entry.path / "image/config") == version:
-                found.add(str(data["release"]))
+                found.add(data.release)
     return sorted(found)
 
 

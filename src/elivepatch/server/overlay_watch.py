@@ -66,8 +66,8 @@ def known_kernels(workshop: Workshop) -> Iterator[KnownKernel]:
     for path in workshop.kernels.store.paths():
         try:
             data = json.loads((path / "kernel.json").read_text())
-        except FileNotFoundError:
-            continue  # removed meanwhile
+        except (OSError, ValueError):
+            continue  # removed meanwhile, or damaged
         if data["image"] == "published":
             yield KnownKernel(identity_of(str(data["release"]), str(data["origin"])), str(data["build_id"]), path)
 

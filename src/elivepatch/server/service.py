@@ -66,7 +66,8 @@ class Service:
     def submit(self, job: Job) -> BuildRow:
         """The build for a request: the one there is for its key, or a new one.
 
-        Raises InvalidPatchError for what is no patch, BusyError when the queue is full, DiskFullError.
+        Raises InvalidPatchError for what is no patch, InvalidInputError for what is no kernel, BusyError when the queue
+        is full, DiskFullError.
         """
         if job.request.image is not None and not self.settings.workshop.images.has(job.request.image):
             raise NotFoundError(

@@ -7,6 +7,7 @@ Nothing of a repository runs here: no hooks, filters, submodules or large file s
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import re
@@ -37,6 +38,9 @@ from elivepatch.sources.trees import SourceTree
 _GB = 1024**3
 #: More than any kernel tree holds.
 _FILES = 400_000
+#: Branches and tags that are looked through for one that is like what was named.
+_NAMES = 20_000
+_SHOWN = re.compile(r"[\w.+/@-]{1,100}", re.ASCII)
 _HINT_REF = "Name a branch, a tag, or the full id of a commit that the server gives away."
 
 
@@ -139,7 +143,12 @@ class GitRepository:
                 Git(self.mirror).init()
                 (self.mirror / "elivepatch").write_text(f"{self.url}\n")
             Git(self.mirror).remove_leftovers()  # we hold the lock that counts
-            yield
+            try:
+                yield
+            except BaseException:
+                if not self._git("for-each-ref", "--count=1", check=False).stdout:
+                    shutil.rmtree(self.mirror, ignore_errors=True)  # nothing has ever been fetched
+                raise
 
     def _has(self, commit: str) -> bool:
         """Whether a commit is here with its whole tree: the ref that keeps it is written last."""
@@ -175,9 +184,19 @@ class GitRepository:
             commit = found.get(f"{name}^{{}}") or found.get(name)
             if commit and OBJECT.fullmatch(commit):
                 return commit
-        short = re.fullmatch(r"[0-9a-f]{7,63}", ref)
-        hint = "A short id is only known where the whole repository is mirrored: name the full id." if short else None
-        raise KernelUnavailableError(f"{self.url} has no branch or tag '{ref}'.", hint=hint or _HINT_REF)
+        if re.fullmatch(r"[0-9a-f]{7,63}", ref):
+            hint = "A short id is only known where the whole repository is mirrored: name the full id."
+        else:
+            listed = self._remote("ls-remote", "--quiet", "--refs", "--heads", "--tags", self.url, timeout=120).stdout
+            hint = self._hint(ref, [line.partition("\t")[2] for line in listed.splitlines()])
+        raise KernelUnavailableError(f"{self.url} has no branch or tag '{ref}'.", hint=hint)
+
+    def _hint(self, ref: str, known: Sequence[str]) -> str:
+        """What to name instead of a reference that is not there; ``known`` are the full names of those that are."""
+        names = [short for name in known[:_NAMES] if _SHOWN.fullmatch(short := _short(name))]
+        near = difflib.get_close_matches(_short(ref), names, n=3)
+        like = f" Like it are {', '.join(near)}." if near else ""
+        return f"{_HINT_REF}{like} All of them: git ls-remote {self.url}"
 
     def _fetch(self, commit: str, ref: str, progress: Progress) -> None:
         with self._locked():
@@ -222,7 +241,8 @@ class GitRepository:
             done = self._git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", check=False)
             if done.returncode == 0 and OBJECT.fullmatch(done.stdout.strip()):
                 return done.stdout.strip()
-        raise KernelUnavailableError(f"{self.url} has no branch, tag or commit '{ref}'.", hint=_HINT_REF)
+        known = self._git("for-each-ref", "--format=%(refname)", "refs/heads", "refs/tags").stdout.splitlines()
+        raise KernelUnavailableError(f"{self.url} has no branch, tag or commit '{ref}'.", hint=self._hint(ref, known))
 
     def _bring(self, *words: str, progress: Progress) -> Completed:
         return self._remote("fetch", *FETCH_OPTIONS, *words, guard=self._watch(progress), timeout=self.timeout)
@@ -306,6 +326,11 @@ _HINT_WHOLE = (
     "Name a branch or tag that leads to it, or have the whole repository mirrored (linux-stable: some 5 GB), where any "
     "commit can be named."
 )
+
+
+def _short(ref: str) -> str:
+    """The name of a branch or tag as people say it."""
+    return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
 
 
 def _keep(commit: str) -> str:

@@ -30,6 +30,13 @@ class DiffObject:
     changes: Sequence[FunctionChange]
     notes: Sequence[Diagnosis] = ()
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything of it would ever run: a function that is replaced, or a callback."""
+        return any(change.kind == "changed" for change in self.changes) or any(
+            note.rule == "callbacks" for note in self.notes
+        )
+
 
 class Engine(Protocol):
     """A differ and what belongs to it; what makes files does so below ``work``, a directory of the job."""

@@ -100,7 +100,8 @@ class KlpEngine:
             return error
         changes = [FunctionChange(compiled.parent, name, "changed") for name in changed]
         changes += [FunctionChange(compiled.parent, name, "new") for name in new_functions(said)]
-        return DiffObject(compiled, place / "diff.o", changes, notes_of(said, source=compiled.source))
+        notes = [*notes_of(said, source=compiled.source), *klp_object.callbacks(place / "diff.o", compiled.source)]
+        return DiffObject(compiled, place / "diff.o", changes, notes)
 
     def _lay_out(self, compiled: CompiledObject, parent: ParentSymbols, located: Located, place: Path) -> None:
         """The files of one run: original and patched object, each with what objtool asks of it, and the stand-in."""

@@ -99,6 +99,7 @@ def settle(raw: Path, target: Path, compiled: CompiledObject, parent: ParentSymb
     in. Raises CannotLivepatchError for what cannot be told apart, and for functions that no tracer call leads out of.
     """
     diff = ElfObject(raw.read_bytes())
+    name_cold_parts(diff, ElfObject(compiled.patched.read_bytes()))
     functions = _functions(diff)
     findings = [*_untraced(compiled, [one.name for one in functions])]
     symbols = {index: klp_symbol(s.name) for index, s in enumerate(diff.symbols()) if s.name.startswith(".klp.sym.")}
@@ -127,6 +128,24 @@ def settle(raw: Path, target: Path, compiled: CompiledObject, parent: ParentSymb
     return [one.name for one in functions]
 
 
+def name_cold_parts(diff: ElfObject, patched: ElfObject) -> None:
+    """Call the cold parts of functions after the names that the diff object has those by.
+
+    A system call without parameters has several (``__do_sys_getpid``, ``__x64_sys_getpid``): the tool keeps a global
+    one, the compiler calls the cold part after the local one, and objtool then finds no function that it belongs to.
+    """
+    functions = [symbol for symbol in patched.symbols() if symbol.type == STT_FUNC and symbol.section != SHN_UNDEF]
+    place = {symbol.name: (symbol.section, symbol.value) for symbol in functions}
+    there = {symbol.name for symbol in diff.symbols() if symbol.section != SHN_UNDEF}
+    for index, symbol in enumerate(diff.symbols()):
+        name, cold, number = symbol.name.partition(".cold")
+        if not cold or symbol.type != STT_FUNC or name in there or name not in place:
+            continue
+        other = next((one.name for one in functions if place[one.name] == place[name] and one.name in there), None)
+        if other is not None:
+            diff.rename_symbol(index, f"{other}.cold{number}")
+
+
 def _global_position(places: Sequence[Place]) -> int | None:
     """The position of the one global symbol among several of its name."""
     found = [number for number, place in enumerate(places, start=1) if not place.local]
@@ -138,6 +157,18 @@ def _global_position(places: Sequence[Place]) -> int | None:
 def _ambiguous(compiled: CompiledObject, name: str) -> Diagnosis:
     said = f"{compiled.parent} has more than one symbol '{name}' that could be meant."
     return finding("symbol-ambiguous", said, file=compiled.source, function=name)
+
+
+def callbacks(path: Path, source: str) -> list[Diagnosis]:
+    """The notes on the functions that a diff object has the kernel call when it is loaded and unloaded."""
+    diff = ElfObject(path.read_bytes())
+    index = diff.find(_OBJECTS)
+    if index is None:
+        return []
+    symbols, relocations = diff.symbols(), _relocations(diff, index)
+    names = [symbols[relocations[at].symbol].name for at in _CALLBACKS if at in relocations]
+    said = "'{}' runs when the livepatch is loaded or unloaded."
+    return [finding("callbacks", said.format(name), file=source, function=name) for name in names]
 
 
 @dataclass(frozen=True)

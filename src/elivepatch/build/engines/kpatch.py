@@ -20,6 +20,7 @@ from elivepatch.build.collect import collect
 from elivepatch.build.compiler import CompiledObject
 from elivepatch.build.diagnose import diagnose_differ, differ_error, link_error
 from elivepatch.build.engines.engine import DiffObject, FunctionChange
+from elivepatch.build.engines.kpatch_object import with_sections_of
 from elivepatch.build.engines.results import gather, localise
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.store import made_aside
@@ -94,10 +95,11 @@ class KpatchEngine:
     def _diff_one(self, compiled: CompiledObject, work: Path, number: int) -> DiffObject | ElivepatchError:
         place = work / str(number)
         name = Path(compiled.path).name
-        for side, path in (("original", compiled.original), ("patched", compiled.patched), ("out", None)):
+        for side in ("original", "patched", "out"):
             (place / side).mkdir(parents=True)
-            if path is not None:
-                shutil.copyfile(path, place / side / name)
+        original, patched = compiled.original.read_bytes(), compiled.patched.read_bytes()
+        (place / "original" / name).write_bytes(original)
+        (place / "patched" / name).write_bytes(with_sections_of(original, patched))
         give_to_sandbox(place / "out")
         sandbox = Sandbox(self._tools.path, job=work, read_only={TREE: self._kernel.path})
         inside = JOB / str(number)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elivepatch.build.engines.engine import DiffObject
 from elivepatch.build.prepared import PreparedKernel
+from elivepatch.build.rules import finding
 from elivepatch.errors import CannotLivepatchError, Diagnosis, ElivepatchError, NoChangeError
 from elivepatch.kernel.elf import SHN_ABS, STB_LOCAL, ElfImage
 from elivepatch.toolchains.sandbox import JOB, Sandbox, give_to_sandbox
@@ -30,7 +31,19 @@ def gather(results: Sequence[DiffObject | ElivepatchError]) -> list[DiffObject]:
             hint="Comments, unused code and code that the configuration leaves out cannot be livepatched.",
             diagnosis=[finding for refusal in refusals for finding in refusal.as_diagnosis()],
         )
+    if not any(diff.acts for diff in diffs):
+        raise _never_used(diffs)
     return diffs
+
+
+def _never_used(diffs: Sequence[DiffObject]) -> NoChangeError:
+    """The error for a patch that only brings along what nothing of the kernel calls or reads."""
+    findings: list[Diagnosis] = []
+    for diff in diffs:
+        new = ", ".join(f"{change.function}()" for change in diff.changes[:5]) or "data"
+        said = f"The patch adds {new} and changes no function of this kernel: nothing would ever use it."
+        findings.append(finding("no-functional-change", said, file=diff.source.source, severity="error"))
+    return NoChangeError(findings[0].message, hint=findings[0].hint, diagnosis=findings)
 
 
 def localise(kernel: PreparedKernel, file: Path) -> None:
