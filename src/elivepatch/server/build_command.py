@@ -163,8 +163,10 @@ def scratch() -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix=_SCRATCH) as name:
         place = Path(name)
         place.chmod(0o755)
-        with (place / _LOCK).open("wb") as lock:
+        unlocked = place / f"{_LOCK}.new"
+        with unlocked.open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            unlocked.rename(place / _LOCK)  # so that nobody finds it unlocked
             yield place
 
 
