@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from elivepatch.build import unpack
-from elivepatch.build.image import HostImage
+from elivepatch.build.image import HostImage, check_image
 from elivepatch.build.own import OwnKernel
 from elivepatch.build.prepared import PreparedKernel, require_gcc, require_rust
 from elivepatch.errors import CompilerMismatchError, InvalidInputError, ToolUnavailableError
@@ -92,6 +92,8 @@ def _own_kernel(wanted: WantedKernel, workshop: Workshop, progress: Progress) ->
         from elivepatch.origins import find_image
 
         image = find_image(wanted.build_id, workshop, progress)
+    if image is not None:
+        check_image(image.vmlinux)  # before anything is laid out for it
     own = OwnKernel(
         tree=tree,
         config=config,

@@ -73,7 +73,7 @@ def take(given: HostImage, root: Root, source: Path, work: Path, progress: Progr
     job.mkdir()
     give_to_sandbox(job)
     units = list(given.units)
-    _check_image(given.vmlinux)
+    check_image(given.vmlinux)
     if not units:
         units = unpack.in_tree(compile_units(given.vmlinux))
     shutil.copyfile(given.vmlinux, job / "given")
@@ -193,9 +193,18 @@ def _symbols(module: Path, target: Path) -> None:
     unpack.write_symbols(target, unpack.raw_tables(memoryview(read_module(module))))
 
 
-def _check_image(path: Path) -> None:
-    """Raise InvalidInputError for what is no image with symbols."""
+def check_image(path: Path) -> None:
+    """Raise InvalidInputError for what is no image of a kernel, with symbols and a build ID."""
     with ElfImage(path) as image:
+        if image.section("__ex_table") is None:  # where each kernel looks faults up
+            raise InvalidInputError(
+                f"{path.name} is not the image of a Linux kernel: it has no section __ex_table.",
+                hint="Name vmlinux of the directory that the kernel was built in.",
+            )
+        if image.build_id() is None:
+            raise InvalidInputError(
+                f"{path.name} has no build ID.", hint="Link it with --build-id, as the kernel's makefile does."
+            )
         if image.section(".symtab") is None:
             raise InvalidInputError(
                 f"{path.name} has no symbol table.", hint="Give the vmlinux of the build itself, not a stripped one."

@@ -185,9 +185,12 @@ def _transition_ms(name: str, console: str) -> int | None:
     return round((float(ended[1]) - float(began[1])) * 1000)
 
 
+_IN_THE_LOG = "The log of the guest, which the report has, says what the kernel told of it."
+
+
 def _failed(rule: str, message: str, seen: str = "", *, hint: str | None = None, where: str | None = None) -> Diagnosis:
     text = f"{message}\n{seen}".rstrip()
-    return Diagnosis(rule=rule, message=text, hint=hint, function=where, doc=f"docs/errors.md#{rule}")
+    return Diagnosis(rule=rule, message=text, hint=hint or _IN_THE_LOG, function=where, doc=f"docs/errors.md#{rule}")
 
 
 def _without_repeats(findings: list[Diagnosis]) -> Iterator[Diagnosis]:
