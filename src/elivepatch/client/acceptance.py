@@ -14,7 +14,7 @@ from elivepatch.client.journal import Entry
 from elivepatch.errors import BuildIdMismatchError, Diagnosis, HostError, ModuleRejectedError
 from elivepatch.kernel.module_file import ModuleFile, read_module
 from elivepatch.kernel.running import RELEASE, RunningKernel
-from elivepatch.protocol.models import BuildRequest, Report
+from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 
 #: MODULE_NAME_LEN is 64 less a pointer (include/linux/module.h), with the NUL.
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,55}")
@@ -50,6 +50,8 @@ def check_module(data: bytes, report: Report, release: str | None) -> AcceptedMo
     said = report.module
     if said is None or report.kernel is None:
         raise _rejected("the report of the server names no module or no kernel")
+    if report.status is not BuildStatus.DONE or report.error or report.exit_status:
+        raise _rejected(f"its report says that the build ended as {report.status} ({report.error or 'no error'})")
     wanted = release or report.kernel.release
     if not RELEASE.fullmatch(wanted):
         raise _rejected(f"the report names the kernel {wanted[:80]!r}, which cannot be a release")

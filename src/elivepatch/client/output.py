@@ -135,7 +135,8 @@ class Output:
 
     def event(self, event: Event) -> None:
         """What the build tells. On a terminal a step replaces the one before it."""
-        message = event.message if event.fraction is None else f"{event.message} {event.fraction:4.0%}"
+        fraction = event.fraction
+        message = event.message if fraction is None or not 0 <= fraction <= 1 else f"{event.message} {fraction:4.0%}"
         if event.kind == "log":
             self.debug(f"    {event.message}")
         elif event.kind == "step" and self._status is not None and not self.debug_wanted:
@@ -195,4 +196,6 @@ class Output:
     def data(self, data: dict[str, Any]) -> None:  # Any: JSON
         """The outcome as JSON, on stdout, where that was asked for."""
         if self.as_json:
-            click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+            text = json.dumps(data, indent=2, ensure_ascii=False)
+            # a terminal takes orders from U+009B too, which JSON lets stand
+            click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
