@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,9 +17,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from client_fakes import BUILD_ID, RELEASE, elf_module, fake_host
+from client_fakes import BUILD_ID, NAME, RELEASE, elf_module, fake_host
 from client_rig import Rig
 from client_server import Server, ServerHandler, done_report
+from elf_builder import Part, elf
 from elivepatch.client import connection
 from elivepatch.kernel.running import livepatches
 
@@ -26,12 +29,25 @@ pytestmark = pytest.mark.integration
 FAR = "http://192.0.2.1:9"
 
 
+class _QuietServer(ThreadingHTTPServer):
+    """Who breaks off is no error of the server's."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 @contextmanager
-def misbehaving(tmp: Path, script: Server, **methods: Callable[..., None]) -> Generator[Rig]:
-    """A client with a server, some methods of whose handler are others."""
+def misbehaving(
+    tmp: Path, script: Server, *, tls: Path | None = None, **methods: Callable[..., None]
+) -> Generator[Rig]:
+    """A client with a server, some methods of whose handler are others; ``tls`` is a file of key and certificate."""
     handler = type("Handler", (ServerHandler,), {"script": script, **methods})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _QuietServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     script.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -211,3 +227,75 @@ def test_names_that_no_dns_has(tmp_path: Path, name: str) -> None:
         result = rig.run("-u", f"http://{name}")
         assert result.exit_code == 2
         assert "is not the address of a server" in result.stderr
+
+
+def _certificate(place: Path, name: str) -> Path:
+    argv = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=x",
+    ]
+    key = place.with_suffix(".key")
+    argv += ["-addext", f"subjectAltName={name}", "-keyout", str(key), "-out", str(place)]
+    subprocess.run(argv, check=True, capture_output=True)
+    both = place.with_suffix(".both")
+    both.write_bytes(key.read_bytes() + place.read_bytes())
+    return both
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "hint"),
+    [
+        ("IP:127.0.0.1", False, "Its certificate is not trusted here: name that of its authority"),
+        ("DNS:other.example", True, "Its certificate is for another name"),
+        (None, True, "What answers there does not speak TLS: look at the port"),
+    ],
+)
+def test_what_is_wrong_with_tls_is_said(tmp_path: Path, name: str | None, trusted: bool, hint: str) -> None:
+    both = _certificate(tmp_path / "cert.pem", name or "IP:127.0.0.1")
+    env = {"ELIVEPATCH_CA_CERTIFICATE": str(tmp_path / "cert.pem")} if trusted else {}
+    with misbehaving(tmp_path, Server(), tls=both if name else None) as rig:
+        rig.server.url = rig.server.url.replace("http:", "https:")
+        result = rig.run(env=env)
+        nothing_loaded(rig, result)
+        assert f"hint: {hint}" in result.stderr
+        assert rig.server.seen == []
+
+
+def test_a_certificate_that_is_named_is_trusted(tmp_path: Path) -> None:
+    both = _certificate(tmp_path / "cert.pem", "IP:127.0.0.1")
+    with misbehaving(tmp_path, Server(), tls=both) as rig:
+        rig.server.url = rig.server.url.replace("http:", "https:")
+        result = rig.run(env={"ELIVEPATCH_CA_CERTIFICATE": str(tmp_path / "cert.pem")})
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("case", ["another name", "two of .modinfo", "two of itself"])
+def test_a_module_that_the_kernel_would_call_something_else_is_not_loaded(tmp_path: Path, case: str) -> None:
+    info = f"name={NAME}\0livepatch=Y\0vermagic={RELEASE} SMP mod_unload \0".encode()
+    itself = bytes(24) + (b"ext4" if case == "another name" else NAME.encode()) + bytes(600)
+    parts = [Part(".modinfo", info), Part(".gnu.linkonce.this_module", itself)]
+    if case.startswith("two"):
+        parts.append(parts[0 if "modinfo" in case else 1])
+    module = elf(parts, [])
+    with misbehaving(tmp_path, Server(module=module)) as rig:
+        result = rig.run()
+        nothing_loaded(rig, result)
+        words = "the kernel would call it something else" if case == "another name" else "it has more than one section"
+        assert words in result.stderr
+
+
+def test_a_module_that_says_who_it_is_is_loaded(tmp_path: Path) -> None:
+    info = f"name={NAME}\0livepatch=Y\0vermagic={RELEASE} SMP mod_unload \0".encode()
+    itself = bytes(24) + NAME.encode() + bytes(600)
+    module = elf([Part(".modinfo", info), Part(".gnu.linkonce.this_module", itself)], [])
+    with misbehaving(tmp_path, Server(module=module)) as rig:
+        result = rig.run()
+        assert result.exit_code == 0, result.output

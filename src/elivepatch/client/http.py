@@ -15,6 +15,8 @@ from elivepatch.version import installed_version
 HINT = "Check that elivepatch-server runs there, and the address (-u URL, ELIVEPATCH_URL, or url in client.toml)."
 #: Where a proxy is named; the other way of writing each is in small letters.
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+# not to do without TLS: who is on the way could make anybody do that
+_NO_TLS = "What answers there does not speak TLS: look at the port, and whether the server has a certificate (-C, -K)."
 #: What OpenSSL says of a certificate or of what is no TLS, in part, and what to do.
 _TLS_HINTS = (
     ("mismatch", "Its certificate is for another name: write the one that the certificate has into the address."),
@@ -24,8 +26,8 @@ _TLS_HINTS = (
         "certificate",
         "Its certificate is not trusted here: name that of its authority with ca_certificate in client.toml.",
     ),
-    ("wrong_version_number", "It does not speak TLS there: write http://, or the port that does."),
-    ("record_layer", "It does not speak TLS there: write http://, or the port that does."),
+    ("wrong_version_number", _NO_TLS),
+    ("record_layer", _NO_TLS),
 )
 
 
