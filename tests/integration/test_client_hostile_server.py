@@ -299,3 +299,28 @@ def test_a_module_that_says_who_it_is_is_loaded(tmp_path: Path) -> None:
     with misbehaving(tmp_path, Server(module=module)) as rig:
         result = rig.run()
         assert result.exit_code == 0, result.output
+
+
+def test_a_refusal_of_any_length_leaves_a_journal_that_can_be_read(tmp_path: Path) -> None:
+    report = {"status": "refused", "key": "k" * 100, "exit_status": 3, "error": "x", "message": "no\x1b[2J" * 1_000_000}
+    with misbehaving(tmp_path, Server(status="refused", report=report)) as rig:
+        assert rig.run().exit_code == 3
+        assert json.loads(rig.run("status", "--json", patch=False).stdout)["problems"] == []
+        assert rig.steps() == ["requested", "failed"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [{"object": "vmlinux", "function": f"f{n}", "kind": "new"} for n in range(60_000)],
+        [{"object": "vmlinux", "function": "f" * 5_000_000, "kind": "new"}],
+    ],
+)
+def test_what_the_journal_could_not_keep_is_not_loaded(tmp_path: Path, more: list[dict[str, str]]) -> None:
+    report = done_report(elf_module())
+    report["changed"] += more
+    with misbehaving(tmp_path, Server(report=report)) as rig:
+        result = rig.run()
+        nothing_loaded(rig, result)
+        assert "its report names more than 4096 functions" in result.stderr
+        assert json.loads(rig.run("status", "--json", patch=False).stdout)["problems"] == []
