@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
@@ -194,6 +196,30 @@ def test_an_answer_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         result = rig.run()
         nothing_loaded(rig, result)
         assert "sends its answer too slowly" in result.stderr
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_answer_whose_head_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
+    monkeypatch.setattr(connection, "_BEGIN_FACTOR", 0.005)  # of 60 s
+    both = _certificate(tmp_path / "cert.pem", "IP:127.0.0.1")
+
+    def drip(self: ServerHandler) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(400):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.05)
+
+    with misbehaving(tmp_path, Server(), tls=both if tls else None, do_GET=drip) as rig:
+        if tls:
+            rig.server.url = rig.server.url.replace("http:", "https:")
+        began = time.monotonic()
+        result = rig.run(env={"ELIVEPATCH_CA_CERTIFICATE": str(tmp_path / "cert.pem")})
+        nothing_loaded(rig, result)
+        assert "cannot be reached" in result.stderr
+        assert time.monotonic() - began < 18 * 0.65 + 5  # events and build, nine times
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from elivepatch.client.address import check_url
 from elivepatch.client.event_stream import EventStream
 from elivepatch.client.host import Clock
-from elivepatch.client.http import HINT, open_client, unreachable
+from elivepatch.client.http import HINT, Watch, open_client, unreachable
 from elivepatch.client.inputs import Part
 from elivepatch.errors import (
     DownloadFailedError,
@@ -45,6 +45,8 @@ _CHUNK_BYTES = 256 * 1024
 #: How long an answer may take to arrive once it has begun: so many seconds, and its greatest size at so many bytes/s.
 _BODY_SECONDS = 60.0
 _SLOWEST = 64 * 1024
+#: How long it may take until it has begun: so many times what may pass between two bytes, beside what is sent.
+_BEGIN_FACTOR = 3.0
 _BUILD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 _Model = TypeVar("_Model", bound=Answer)
@@ -60,6 +62,7 @@ class Connection:
         self.url = check_url(url)
         self._clock = clock
         self._client = open_client(self.url, ca_certificate, connect_timeout)
+        self._watch = Watch()
         #: Seconds that the server's clock is ahead of this host's, as its last answer says; None where none said.
         self.clock_ahead: float | None = None
 
@@ -271,7 +274,10 @@ class Connection:
 
     def send(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and give the response, its body still to be read, if it is a success."""
-        response = self._client.send(request, stream=True)
+        request.extensions["trace"] = self._watch.trace
+        patience = _BEGIN_FACTOR * (request.extensions["timeout"]["read"] or 0)
+        with self._watch.within(patience + int(request.headers.get("content-length", "0")) / _SLOWEST):
+            response = self._client.send(request, stream=True)
         self._look_at_clock(response.headers.get("date", ""))
         try:
             encoding = response.headers.get("content-encoding", "identity")

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -54,6 +59,37 @@ def open_client(url: str, ca_certificate: Path | None, connect_timeout: float) -
             f"The proxy that the environment names ({names}) cannot be used.",
             hint="Write it as http://HOST:PORT (SOCKS is not spoken), or name the server in NO_PROXY.",
         ) from error
+
+
+class Watch:
+    """Cuts the line when an answer does not begin in time, however slowly its first bytes drip in.
+
+    A timeout of the library counts from byte to byte. The line is known from what the library tells of its doings.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:  # Any: as the library has it
+        """What the library calls (extension ``trace``)."""
+        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Generator[None]:
+        """Cut the line after so many seconds, unless the block has ended."""
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def unreachable(url: str, error: Exception) -> ServerUnavailableError:
