@@ -117,7 +117,7 @@ class Server:
         return [seen.path.removeprefix(BASE) for seen in self.seen if seen.method == method]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class ServerHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     script: Server
 
@@ -237,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(script: Server) -> Generator[Server]:
     """Run the server on a free port; ``script.url`` is its address."""
-    handler = type("Handler", (_Handler,), {"script": script})
+    handler = type("Handler", (ServerHandler,), {"script": script})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

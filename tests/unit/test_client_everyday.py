@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from client_fakes import BUILD_ID, RELEASE, elf_module, put
@@ -305,3 +307,67 @@ print("went on")
 def test_a_terminal_that_hangs_up_ends_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", HANGS_UP], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.stdout == "went on\n"
+
+
+# -- where the outcome goes
+
+
+def _as_process(
+    machine: HostMachine, redirection: str, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program on the state of the host, with a shell's redirection."""
+    line = f'exec "$0" -c "import elivepatch.client.cli as c; c.main()" "$@" {redirection}'
+    env = {**os.environ, "ELIVEPATCH_STATE_DIR": str(machine.state), **environment}
+    return subprocess.run(
+        ["sh", "-c", line, sys.executable, *words], env=env, text=True, capture_output=True, check=False
+    )
+
+
+@pytest.mark.parametrize("words", [("history",), ("history", "--json")])
+def test_a_full_disk_behind_stdout_is_no_bug(loaded: HostMachine, words: tuple[str, ...]) -> None:
+    done = _as_process(loaded, ">/dev/full", *words)
+    assert done.returncode == 4
+    assert "The outcome could not be written to stdout: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_load_whose_outcome_cannot_be_written_stays(machine: HostMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    echo = click.echo
+
+    def full(text: str, *, err: bool = False, nl: bool = True) -> None:
+        if not err:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        echo(text, err=err, nl=nl)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(click, "echo", full)
+        result = machine.load(FIRST, "--json")
+    assert result.exit_code == 4
+    assert "What was done stays done" in result.stderr
+    assert machine.agreed() == [FIRST]
+
+
+@pytest.mark.parametrize("words", [("history",), ("history", "--json")])
+def test_names_that_the_encoding_does_not_have_are_written_in_ascii(
+    machine: HostMachine, words: tuple[str, ...]
+) -> None:
+    (machine.tmp / "\u00fc\u2603.patch").write_text("--- a/x.c\n+++ b/x.c\n")
+    assert machine.load(FIRST, "-p", str(machine.tmp / "\u00fc\u2603.patch")).exit_code == 0
+    done = _as_process(machine, "", *words, PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert "\\u2603.patch" in done.stdout
+    if "--json" in words:
+        json.loads(done.stdout)
+
+
+def test_without_a_stderr_it_runs(loaded: HostMachine) -> None:
+    done = _as_process(loaded, "2>&-", "history")
+    assert done.returncode == 0
+    assert FIRST in done.stdout
+
+
+def test_settings_that_would_not_end_are_not_read(machine: HostMachine) -> None:
+    os.mkfifo(machine.tmp / "pipe")
+    result = machine.run("-c", machine.tmp / "pipe", "status")
+    assert result.exit_code == 2
+    assert "are not a file" in result.stderr

@@ -14,7 +14,13 @@ from client_fakes import FUNCTIONS, NAME, FakeKernel, elf_module, fake_host, put
 from elivepatch.client.host import Host, KernelCalls
 from elivepatch.client.loader import Loaded, Loader, LoaderStep
 from elivepatch.client.tasks import tasks_behind
-from elivepatch.errors import HostError, ModuleRejectedError, ToolUnavailableError, TransitionTimeoutError
+from elivepatch.errors import (
+    HostError,
+    ModuleRejectedError,
+    ToolUnavailableError,
+    TransitionTimeoutError,
+    UnfinishedError,
+)
 from elivepatch.kernel.module_file import read_module
 from elivepatch.kernel.running import livepatch, livepatches
 
@@ -113,6 +119,18 @@ def test_other_functions_than_the_server_said_are_undone(bench: Bench) -> None:
         bench.load(frozenset({("vmlinux", "meminfo_proc_show"), ("vmlinux", "other")}))
     assert "missing: vmlinux:other; besides: af_packet:packet_seq_show" in caught.value.message
     assert bench.nothing_left()
+
+
+def test_a_livepatch_that_came_under_another_name_is_not_called_undone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_descriptor: int, _parameters: str) -> None:
+        bench.kernel.add("another", moved=True)
+
+    monkeypatch.setattr(bench.kernel, "load", load)
+    with pytest.raises(UnfinishedError, match="no livepatches, now there are another \\(enabled\\)"):
+        bench.load()
+    assert bench.steps == ["loading"]
 
 
 def test_an_interrupted_load_is_undone(bench: Bench) -> None:

@@ -462,3 +462,15 @@ def test_a_finding_is_shown_with_all_it_has(capsys: pytest.CaptureFixture[str]) 
         "  see: d",
         "error [r2] m2",
     ]
+
+
+def test_an_entry_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    journal = Journal(StateDirectory(tmp_path / "state", os.geteuid()))
+    record = journal.begin(Entry(id="a", release="6.12.1"))
+    record.step("requested", boot_id="b", detail="x" * 10_000_000)
+    with pytest.raises(HostError, match="the limit is 4194304"):
+        record.note(key="x" * 5_000_000)
+    entries, problems = journal.entries()
+    assert problems == []
+    assert len(entries[0].steps[0].detail or "") < 5000
+    assert entries[0].key is None

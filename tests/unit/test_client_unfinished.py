@@ -440,6 +440,44 @@ def test_a_read_only_file_system_does_not_keep_a_livepatch_in_the_kernel(
     assert loaded.agreed() == []
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("left", ["nothing", "an empty directory", "a journal"])
+def test_where_there_is_no_lock_and_none_can_be_made_a_livepatch_is_reverted_all_the_same(
+    machine: HostMachine, monkeypatch: pytest.MonkeyPatch, left: str, number: int
+) -> None:
+    if left == "a journal":
+        assert machine.load(FIRST).exit_code == 0
+        (machine.state / "lock").unlink()
+    else:
+        machine.kernel.add("foreign", moved=True)
+        if left == "an empty directory":
+            machine.state.mkdir(mode=0o700)
+    opened, made = os.open, Path.mkdir
+
+    def no_file(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if str(path).startswith(str(machine.state)) and flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *more, **named)
+
+    def no_directory(path: Path, *more: Any, **named: Any) -> None:
+        if path.is_relative_to(machine.state) and not path.exists():
+            raise OSError(number, os.strerror(number), str(path))
+        made(path, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_file)
+        patch.setattr(Path, "mkdir", no_directory)
+        assert machine.load(SECOND).exit_code != 0  # nothing is begun without the lock
+        result = machine.run("revert")
+    assert machine.held() == []
+    if left == "a journal":
+        assert result.exit_code == 4, result.output
+        assert "is reverted, and the journal could not be told" in result.stderr
+    else:
+        assert result.exit_code == 0, result.output  # nothing that the journal says is untrue now
+        assert "warning: the journal could not be told" in result.stderr
+
+
 def test_one_that_stays_does_not_keep_the_others_in_the_kernel(
     loaded: HostMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

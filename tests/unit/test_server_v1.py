@@ -96,6 +96,15 @@ def test_the_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [memory.knows("k", b"%d" % number) for number in range(4)] == [True, False, True, True]
 
 
+def test_what_another_request_has_just_forgotten_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v1_sessions, "REMEMBERED", 1)
+    memory = PatchMemory(tmp_path / "m")
+    memory.add(memory.name("k", b"1"))
+    (tmp_path / "m/gone").symlink_to("nowhere")  # listed, and no file any more
+    memory.add(memory.name("k", b"2"))
+    assert memory.knows("k", b"2")
+
+
 def kernel(cache: Path, key: str, **facts: str) -> None:
     """A prepared kernel, as far as it is looked at."""
     place = cache / "kernels/prepared" / key

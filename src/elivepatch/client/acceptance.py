@@ -14,10 +14,15 @@ from elivepatch.client.journal import Entry
 from elivepatch.errors import BuildIdMismatchError, Diagnosis, HostError, ModuleRejectedError
 from elivepatch.kernel.module_file import ModuleFile, read_module
 from elivepatch.kernel.running import RELEASE, RunningKernel
-from elivepatch.protocol.models import BuildRequest, Report
+from elivepatch.protocol.models import BuildRequest, BuildStatus, Report
 
 #: MODULE_NAME_LEN is 64 less a pointer (include/linux/module.h), with the NUL.
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]{1,55}")
+
+#: How many functions a report may name, so that the journal can keep them; and how long the names may be, with that
+#: of the object: KSYM_NAME_LEN is 512 (include/linux/kallsyms.h).
+_FUNCTIONS = 4096
+_FUNCTION_NAME = 512 + 64
 
 #: Rules of the doctor (docs/patches.md) whose warning means that patched code would meet memory of the old layout.
 #: No boot test can rule that out: the guest has little of the memory that a host has in use.
@@ -50,6 +55,8 @@ def check_module(data: bytes, report: Report, release: str | None) -> AcceptedMo
     said = report.module
     if said is None or report.kernel is None:
         raise _rejected("the report of the server names no module or no kernel")
+    if report.status is not BuildStatus.DONE or report.error or report.exit_status:
+        raise _rejected(f"its report says that the build ended as {report.status} ({report.error or 'no error'})")
     wanted = release or report.kernel.release
     if not RELEASE.fullmatch(wanted):
         raise _rejected(f"the report names the kernel {wanted[:80]!r}, which cannot be a release")
@@ -63,6 +70,8 @@ def check_module(data: bytes, report: Report, release: str | None) -> AcceptedMo
         raise _rejected(f"{name} is not marked as a livepatch")
     if file.release != wanted or report.kernel.release != wanted:
         raise _rejected(f"{name} is for the kernel {file.release}, not for {wanted}")
+    if len(report.changed) > _FUNCTIONS or any(len(f.object + f.function) > _FUNCTION_NAME for f in report.changed):
+        raise _rejected(f"its report names more than {_FUNCTIONS} functions, or names that no function can have")
     changed = frozenset((kernel_name(f.object), f.function) for f in report.changed if f.kind == "changed")
     return AcceptedModule(name, wanted, file, changed)
 

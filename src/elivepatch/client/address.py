@@ -29,6 +29,7 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _PORTS = range(1, 65536)
+_LABEL = 63  # RFC 1035, 2.3.4
 
 
 def check_url(url: str) -> str:
@@ -36,6 +37,9 @@ def check_url(url: str) -> str:
     found = _ADDRESS.fullmatch(url)
     try:
         if found is None or (found["port"] and int(found["port"]) not in _PORTS):
+            raise ValueError(url)
+        labels = (found["host"] or "x").removesuffix(".").split(".")
+        if not all(0 < len(label) <= _LABEL for label in labels):
             raise ValueError(url)
         _number(found)
     except ValueError as error:

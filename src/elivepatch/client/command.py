@@ -66,7 +66,8 @@ def tell_failure(
     # a file may be called anything; what is not UTF-8 in that cannot be JSON
     failure = Failure(code=code, message=printable(message), hint=hint and printable(hint))
     outcome = Outcome(status="error", exit_status=exit_status, error=failure, warnings=tuple(warnings))
-    output.data(outcome.dump())
+    with contextlib.suppress(ElivepatchError):  # that stdout takes nothing is what went wrong, or comes behind that
+        output.data(outcome.dump())
 
 
 def settings_for(host: Host, output: Output, file: Path | None, flags: dict[str, object]) -> Settings:

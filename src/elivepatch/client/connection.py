@@ -16,9 +16,10 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
-from elivepatch.client.address import check_url, is_loopback, trust
+from elivepatch.client.address import check_url
 from elivepatch.client.event_stream import EventStream
 from elivepatch.client.host import Clock
+from elivepatch.client.http import HINT, Watch, open_client, unreachable
 from elivepatch.client.inputs import Part
 from elivepatch.errors import (
     DownloadFailedError,
@@ -33,7 +34,6 @@ from elivepatch.errors import (
 from elivepatch.progress import Event, Sink
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import Answer, Build, BuildRequest, ModuleReport, Problem
-from elivepatch.version import installed_version
 
 _API = "/elivepatch/api/v2"
 _ANSWER_BYTES = 16 * 1024 * 1024
@@ -42,8 +42,12 @@ RETRIES = 8
 _LONGEST_WAIT = 15.0
 _DOWNLOADS = 3
 _CHUNK_BYTES = 256 * 1024
+#: How long an answer may take to arrive once it has begun: so many seconds, and its greatest size at so many bytes/s.
+_BODY_SECONDS = 60.0
+_SLOWEST = 64 * 1024
+#: How long it may take until it has begun: so many times what may pass between two bytes, beside what is sent.
+_BEGIN_FACTOR = 3.0
 _BUILD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_HINT = "Check that elivepatch-server runs there, and the address (-u URL, ELIVEPATCH_URL, or url in client.toml)."
 
 _Model = TypeVar("_Model", bound=Answer)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
@@ -57,13 +61,8 @@ class Connection:
     ) -> None:
         self.url = check_url(url)
         self._clock = clock
-        self._client = httpx2.Client(
-            timeout=httpx2.Timeout(60, connect=connect_timeout),
-            verify=trust(ca_certificate),
-            trust_env=not is_loopback(self.url),  # no proxy stands between a host and itself
-            follow_redirects=False,
-            headers={"User-Agent": f"elivepatch/{installed_version()}"},
-        )
+        self._client = open_client(self.url, ca_certificate, connect_timeout)
+        self._watch = Watch()
         #: Seconds that the server's clock is ahead of this host's, as its last answer says; None where none said.
         self.clock_ahead: float | None = None
 
@@ -92,7 +91,7 @@ class Connection:
         except ValidationError:
             found = location
         if not _BUILD_ID.fullmatch(found):
-            raise ServerUnavailableError(f"{self.url} took the request but names no build.", hint=_HINT)
+            raise ServerUnavailableError(f"{self.url} took the request but names no build.", hint=HINT)
         return found
 
     def has_image(self, sha256: str) -> bool:
@@ -137,8 +136,13 @@ class Connection:
                 self._clock.sleep(2.0 ** (attempt + 1))
 
     def build(self, build_id: str) -> Build:
-        """The state of a build."""
-        return self.get(f"/builds/{build_id}", Build)
+        """The state of a build. Raises UnavailableError, also where the answer is about another build."""
+        build = self.get(f"/builds/{build_id}", Build)
+        if build.id != build_id:
+            raise ServerUnavailableError(
+                f"{self.url} was asked for the build {build_id} and tells of {build.id[:128]!r}.", hint=HINT
+            )
+        return build
 
     def get(self, path: str, model: type[_Model]) -> _Model:
         """What the server says at a path of the API. Raises UnavailableError, and whatever else the server answers."""
@@ -227,7 +231,7 @@ class Connection:
     # -- below
 
     def _download(self, build_id: str, size: int) -> bytes:
-        with self._stream("GET", f"/builds/{build_id}/module", headers={"Accept-Encoding": "identity"}) as response:
+        with self._stream("GET", f"/builds/{build_id}/module") as response:
             return self._body(response, limit=size + 1, cut=True)
 
     def _events(self, build_id: str, stream: EventStream) -> Generator[Event | None]:
@@ -239,8 +243,8 @@ class Connection:
             if response.status_code == 204:
                 return  # it has ended, and nothing is left to tell
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise ServerUnavailableError(f"{self.url} gives no events of the build.", hint=_HINT)
-            for chunk in response.iter_bytes():
+                raise ServerUnavailableError(f"{self.url} gives no events of the build.", hint=HINT)
+            for chunk in response.iter_raw():
                 yield None
                 for message in stream.feed(chunk):
                     try:
@@ -270,9 +274,18 @@ class Connection:
 
     def send(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and give the response, its body still to be read, if it is a success."""
-        response = self._client.send(request, stream=True)
+        request.extensions["trace"] = self._watch.trace
+        patience = _BEGIN_FACTOR * (request.extensions["timeout"]["read"] or 0)
+        with self._watch.within(patience + int(request.headers.get("content-length", "0")) / _SLOWEST):
+            response = self._client.send(request, stream=True)
         self._look_at_clock(response.headers.get("date", ""))
         try:
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.lower() != "identity":  # unpacked, it could be of any size
+                raise ServerUnavailableError(
+                    f"{self.url} answers in the encoding {encoding[:40]!r}, which was not asked for.",
+                    hint="Where a proxy stands before the server, let it pass on answers as they are.",
+                )
             if response.is_success:
                 return response
             if response.has_redirect_location:
@@ -291,12 +304,17 @@ class Connection:
 
     def _body(self, response: httpx2.Response, *, limit: int = _ANSWER_BYTES, cut: bool = False) -> bytes:
         body = bytearray()
-        for chunk in response.iter_bytes():
+        deadline = self._clock.now() + _BODY_SECONDS + limit / _SLOWEST
+        for chunk in response.iter_raw():
             body += chunk
+            if self._clock.now() > deadline:
+                raise ServerUnavailableError(
+                    f"{self.url} sends its answer too slowly: {len(body)} bytes have come so far.", hint=HINT
+                )
             if len(body) > limit:
                 if cut:
                     break
-                raise ServerUnavailableError(f"{self.url} answers with more than {limit} bytes.", hint=_HINT)
+                raise ServerUnavailableError(f"{self.url} answers with more than {limit} bytes.", hint=HINT)
         return bytes(body[:limit])
 
 
@@ -312,7 +330,7 @@ class _Answer:
         try:
             self._response = self._connection.send(self._request)
         except httpx2.TransportError as error:
-            raise _unreachable(self._connection.url, error) from error
+            raise unreachable(self._connection.url, error) from error
         return self._response
 
     def __exit__(
@@ -321,17 +339,7 @@ class _Answer:
         if self._response is not None:
             self._response.close()
         if isinstance(error, httpx2.TransportError | httpx2.DecodingError):
-            raise _unreachable(self._connection.url, error) from error
-
-
-def _unreachable(url: str, error: Exception) -> ServerUnavailableError:
-    reason = str(error) or type(error).__name__
-    if isinstance(error, httpx2.TimeoutException):
-        reason = "it does not answer in time"
-    hint = _HINT
-    if "CERTIFICATE" in reason.upper():
-        hint = "Its certificate is not trusted here: name that of its authority with ca_certificate in client.toml."
-    return ServerUnavailableError(f"The build server {url} cannot be reached: {reason}.", hint=hint)
+            raise unreachable(self._connection.url, error) from error
 
 
 def _refusal(response: httpx2.Response, url: str, body: bytes) -> ElivepatchError:
@@ -341,7 +349,7 @@ def _refusal(response: httpx2.Response, url: str, body: bytes) -> ElivepatchErro
         problem = Problem.model_validate_json(body)
     except ValidationError:
         return ServerUnavailableError(
-            f"{url} answers HTTP {status}, and not as an elivepatch server of API v2 does.", hint=_HINT
+            f"{url} answers HTTP {status}, and not as an elivepatch server of API v2 does.", hint=HINT
         )
     known = {cls.code: cls for cls in reversed(error_classes()) if cls.__init__ is ElivepatchError.__init__}
     fallback = InvalidInputError if status < 500 else ServerUnavailableError

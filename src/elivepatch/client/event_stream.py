@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from elivepatch.errors import ServerUnavailableError
 
 _EVENT_BYTES = 1024 * 1024
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+#: What may stand in the header Last-Event-ID.
+_ID = re.compile(r"[!-~]{0,128}")
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,13 @@ class EventStream:
 
     def feed(self, chunk: bytes) -> list[Message]:
         """The messages that the chunk completes. Raises ServerUnavailableError for an event larger than 1 MiB."""
+        if self._size + len(self._rest) + len(chunk) <= _EVENT_BYTES and not _LINE_END.search(self._rest[-1:] + chunk):
+            self._rest += chunk  # a line that comes in crumbs is not looked through again for each
+            return []
         text = self._rest + chunk
         # a carriage return at the very end may be half of a line's end
         held = b"\r" if text.endswith(b"\r") else b""
-        *lines, rest = re.split(rb"\r\n|\r|\n", text[: len(text) - len(held)])
+        *lines, rest = _LINE_END.split(text[: len(text) - len(held)])
         self._rest = rest + held
         messages: list[Message] = []
         for line in lines:
@@ -65,6 +71,6 @@ class EventStream:
             self._event = value
         elif name == "data":
             self._data.append(value)
-        elif name == "id" and "\0" not in value:
+        elif name == "id" and _ID.fullmatch(value):
             self._id = value
         return None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elivepatch.client.state import StateDirectory, read_regular, write_whole
-from elivepatch.errors import ElivepatchError
+from elivepatch.errors import ElivepatchError, HostError
 from elivepatch.protocol.models import ChangedFunction
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ StepName = Literal[
     "failed",  # it ended here; detail says why
 ]
 _ENTRY_BYTES = 4 * 1024 * 1024
+#: Characters that are kept of why a step was taken: it can come from a server.
+_DETAIL = 4000
 
 
 class _Model(BaseModel):
@@ -220,6 +222,8 @@ class Record:
             changes = {"number": self._journal.next_number(), **changes}
         if step == "loading":
             changes = {"survived": False, "stopped": None, "forced": False, "replaced_by": None, **changes}
+        if detail and len(detail) > _DETAIL:
+            detail = detail[:_DETAIL] + " …"
         taken = Step(step=step, time=time.time(), uptime=round(uptime(), 3), boot_id=boot_id, detail=detail)
         self.note(steps=(*self.entry.steps, taken), **changes)
 
@@ -236,8 +240,14 @@ class Record:
     def note(self, **changes: object) -> None:
         """Write what became known (fields of the entry) without a step."""
         entry = self.entry.model_copy(update=changes)
+        data = (entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode()
+        if len(data) > _ENTRY_BYTES:  # it could not be read again
+            raise HostError(
+                f"An entry of the journal would have {len(data)} bytes; the limit is {_ENTRY_BYTES}.",
+                hint="Nothing is begun that could not be written down. Ask for fewer patches at once.",
+            )
         self._state.prepare(self._state.journal)
-        write_whole(self.path, (entry.model_dump_json(exclude_none=True, indent=1) + "\n").encode())
+        write_whole(self.path, data)
         self.entry = entry
 
 

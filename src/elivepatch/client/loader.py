@@ -293,24 +293,13 @@ class Loader:
 
     def _undo(self, name: str, before: tuple[Livepatch, ...], error: BaseException) -> None:
         """Bring the kernel back to where it was; what cannot be undone is added to the error's own message."""
-        if livepatch(name, self.host.root) is None and not (self.host.root / "sys/module" / name).exists():
-            self.record("undone")
-            return
-        with contextlib.suppress(KeyboardInterrupt):  # who is impatient before it has begun means just this
-            self.record("undoing")
-        transition = self._transition(name)
+        there = livepatch(name, self.host.root) is not None or (self.host.root / "sys/module" / name).exists()
+        if there:
+            with contextlib.suppress(KeyboardInterrupt):  # who is impatient before it has begun means just this
+                self.record("undoing")
         try:
-            self.tell(f"undoing the load of {name}")
-            patch = livepatch(name, self.host.root)
-            if patch and patch.enabled:
-                transition.switch(on=False)
-            # not less than a transition without hindrance takes, however short the one there was to be
-            if not transition.settled(enabled=False, timeout=max(self.timeout, _UNLOAD_WAIT)):
-                raise HostError(
-                    f"The transition back has not finished. Held by: {named(transition.holders(patching=False))}.",
-                    hint="It goes on by itself.",
-                )
-            self._unload(name)
+            if there:
+                self._take_out(name)
             after = livepatches(self.host.root)
             if [(p.name, p.enabled) for p in after] != [(p.name, p.enabled) for p in before]:
                 raise HostError(
@@ -325,6 +314,21 @@ class Loader:
                 "undoes it. A livepatch that was replaced does not come back: ask for its patches again.",
             ) from error
         self.record("undone")
+
+    def _take_out(self, name: str) -> None:
+        """Disable and unload what was loaded just now. Raises HostError."""
+        transition = self._transition(name)
+        self.tell(f"undoing the load of {name}")
+        patch = livepatch(name, self.host.root)
+        if patch and patch.enabled:
+            transition.switch(on=False)
+        # not less than a transition without hindrance takes, however short the one there was to be
+        if not transition.settled(enabled=False, timeout=max(self.timeout, _UNLOAD_WAIT)):
+            raise HostError(
+                f"The transition back has not finished. Held by: {named(transition.holders(patching=False))}.",
+                hint="It goes on by itself.",
+            )
+        self._unload(name)
 
     def _unload(self, name: str) -> None:
         clock = self.host.clock

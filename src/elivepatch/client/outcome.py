@@ -8,6 +8,9 @@ from typing import Literal
 from elivepatch.errors import ServerUnavailableError
 from elivepatch.protocol.models import Build, BuildStatus, Model
 
+#: What a build ends with that gave no module (docs/errors.md).
+_NO_MODULE = range(1, 7)
+
 
 class Failure(Model):
     """Why it did not go on; ``code`` is in docs/errors.md."""
@@ -113,7 +116,8 @@ def refusal(build: Build, kernel: str, warnings: tuple[str, ...]) -> Outcome:
     return Outcome.model_validate(
         {
             "status": status,
-            "exit_status": (report.exit_status if report else 0) or 1,
+            # of a number that no build ends with the shell would make another one, 0 for instance
+            "exit_status": report.exit_status if report and report.exit_status in _NO_MODULE else 1,
             "kernel": kernel,
             "build": build,
             "error": error,

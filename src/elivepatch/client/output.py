@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elivepatch.errors import Diagnosis, ElivepatchError, InvalidSettingError
+from elivepatch.errors import Diagnosis, ElivepatchError, HostError, InvalidSettingError
 from elivepatch.progress import Event
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def printable(text: str) -> str:
 
 def _terminal() -> Console | None:
     """A console where stderr is a terminal. Only then is rich loaded, which takes a fifth of the start."""
-    if not sys.stderr.isatty():
+    # it is None where stderr is closed, whatever its type says
+    if not sys.__stderr__ or not sys.stderr.isatty():
         return None
     from rich.console import Console
 
@@ -54,6 +55,22 @@ def _plain(text: str) -> str:
 def _quietly(call: Callable[[], None]) -> None:
     with contextlib.suppress(OSError):
         call()
+
+
+def _print(text: str, in_ascii: str) -> None:
+    """Write to stdout, in ASCII where its encoding does not have all of it. Raises HostError where it takes nothing."""
+    try:
+        try:
+            click.echo(text)
+        except UnicodeEncodeError:
+            click.echo(in_ascii)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostError(
+            f"The outcome could not be written to stdout: {error.strerror}.",
+            hint="What was done stays done: 'elivepatch status' shows what is loaded.",
+        ) from error
 
 
 def _append(path: Path, text: str) -> None:
@@ -135,7 +152,8 @@ class Output:
 
     def event(self, event: Event) -> None:
         """What the build tells. On a terminal a step replaces the one before it."""
-        message = event.message if event.fraction is None else f"{event.message} {event.fraction:4.0%}"
+        fraction = event.fraction
+        message = event.message if fraction is None or not 0 <= fraction <= 1 else f"{event.message} {fraction:4.0%}"
         if event.kind == "log":
             self.debug(f"    {event.message}")
         elif event.kind == "step" and self._status is not None and not self.debug_wanted:
@@ -190,9 +208,13 @@ class Output:
         """The outcome in words, on stdout; not where JSON was asked for."""
         self._note(text)
         if not self.as_json:
-            click.echo(printable(text))
+            text = printable(text)
+            _print(text, text.encode("ascii", "backslashreplace").decode())
 
     def data(self, data: dict[str, Any]) -> None:  # Any: JSON
         """The outcome as JSON, on stdout, where that was asked for."""
         if self.as_json:
-            click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+            text = json.dumps(data, indent=2, ensure_ascii=False)
+            # a terminal takes orders from U+009B too, which JSON lets stand
+            shown = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+            _print(shown, json.dumps(data, indent=2))

@@ -326,7 +326,7 @@ class RequestRun:
             on_host = on_host.model_copy(update={"stored": str(stored)})
             known = StoredModule(name=module.name, sha256=on_host.sha256, size=on_host.size, path=str(stored))
             if load and is_present(module.name, on_host.sha256, kernel, state, self.host):
-                self._step("present", kernel, module=known, build=build.id, key=build.key)
+                self._step("present", kernel, module=known, build=build.id, key=build.key[:128])
                 return outcome.model_copy(update={"status": "present", "module": on_host})
             if load:
                 self.plan.check_still_holds(self.host.root)
@@ -339,7 +339,7 @@ class RequestRun:
                 kernel,
                 detail=f"accepted with --accept-warnings: {', '.join(accepted)}" if accepted else None,
                 build=build.id,
-                key=build.key,
+                key=build.key[:128],
                 module=known,
                 proof=report.proof.level if report.proof else None,
                 verified=bool(verification and verification.reverted),

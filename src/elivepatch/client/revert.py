@@ -192,6 +192,7 @@ class Reverting:
         gone = livepatch(module, self.host.root) is None and not (self.host.root / "sys/module" / module).exists()
         if gone and entry and entry.last and entry.last.step == "replaced":
             return _reverted(module, entry, 0, note="it was replaced before, and nothing is left of it")
+        known = entry is not None
         entry = entry or Entry(id=new_id(), release=kernel.release, module=StoredModule(name=module, sha256="", size=0))
         record = journal.begin(entry)
 
@@ -225,10 +226,14 @@ class Reverting:
         try:
             record.step("reverted", boot_id=kernel.boot_id, detail=note)
         except _UNTOLD as error:
+            if not known:  # nothing in the journal says that it is in force, or would have it loaded at boot
+                self.output.warn(f"the journal could not be told: {error.message}")
+                return _reverted(module, entry, seconds, note=note)
             first = "Make room" if isinstance(error, DiskFullError) else "Make that file system writable"
             raise UnfinishedError(
                 f"{module} is reverted, and the journal could not be told: {error.message}",
-                hint=f"{first}, then run 'elivepatch revert {module}' again, or it is loaded at the next boot.",
+                hint=f"{first}, then run 'elivepatch revert {module}' again, or "
+                + ("'elivepatch status' goes on missing it." if entry.unproven else "it is loaded at the next boot."),
             ) from error
         return _reverted(module, entry, seconds, note=note)
 

@@ -126,6 +126,8 @@ def _from_file(file: Path | None, default: Path, user: int) -> tuple[str, dict[s
     path = file or default
     if file is None and not default.exists():
         return "", {}
+    if path.exists() and not path.is_file():
+        raise InvalidSettingError(f"The settings {path} are not a file.", hint="Name a file with -c.")
     try:
         with path.open("rb") as stream:
             data = stream.read(_FILE_BYTES + 1)

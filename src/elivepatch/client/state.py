@@ -169,6 +169,11 @@ def _make(path: Path) -> None:
             raise DiskFullError(
                 f"No space is left to make {path}.", hint="Free some space on that file system and try again."
             ) from error
+        if error.errno in _UNWRITABLE:
+            raise UnwritableError(
+                f"{path} cannot be made: {error.strerror}.",
+                hint="Make that file system writable, set another state_dir, or use --no-load -o FILE.",
+            ) from error
         raise HostError(
             f"{path} cannot be made: {error.strerror}.",
             hint="Run this as root, set another state_dir, or use --no-load -o FILE.",
@@ -259,8 +264,14 @@ class StateDirectory:
         With ``unwritable`` it is had on a file system that takes no changes too: for who undoes something. Raises
         LockedError where another holds it for longer than ``patience`` seconds, HostError where it cannot be.
         """
-        self.prepare()
-        descriptor = self._open_lock(unwritable=unwritable)
+        try:
+            self.prepare()
+            descriptor = self._open_lock(unwritable=unwritable)
+        except (UnwritableError, DiskFullError):
+            if not unwritable or os.path.lexists(self.path / "lock"):
+                raise
+            yield  # nobody else can make a lock there either
+            return
         try:
             while True:
                 if not _lock(descriptor, patience):
@@ -292,7 +303,10 @@ class StateDirectory:
             if error.errno in _UNWRITABLE and unwritable:
                 with contextlib.suppress(OSError):
                     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
+            cls = UnwritableError if error.errno in _UNWRITABLE else HostError
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                cls = DiskFullError
+            raise cls(f"{path} cannot be opened: {error.strerror}.", hint="Look at what lies there.") from error
 
     def _is_lock(self, descriptor: int) -> bool:
         """Whether what was locked is the file that the next one will open."""

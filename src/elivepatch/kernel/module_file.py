@@ -14,6 +14,10 @@ from elivepatch.errors import ModuleRejectedError
 
 #: include/linux/module_signature.h: what stands at the very end of a signed module.
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
+#: The module's own struct module (include/linux/module.h), whose name is what the kernel goes by.
+_THIS_MODULE = b".gnu.linkonce.this_module"
+#: Of which the kernel reads one, and which one depends on its version.
+_SINGLE = {b".modinfo", _THIS_MODULE}
 _ET_REL = 1
 _SHT_NOBITS = 8
 _SHN_XINDEX = 0xFFFF
@@ -80,7 +84,11 @@ def read_module(data: bytes) -> ModuleFile:
         key, equals, value = entry.decode("utf-8", errors="replace").partition("=")
         if equals:
             fields.append((key, value))
-    return ModuleFile(tuple(fields), layout.machine, signed=data.endswith(_SIGNATURE_MAGIC))
+    module = ModuleFile(tuple(fields), layout.machine, signed=data.endswith(_SIGNATURE_MAGIC))
+    itself = sections.get(_THIS_MODULE)
+    if itself is not None and f"\0{module.name}\0".encode() not in itself:
+        raise _rejected(f"its .modinfo calls it {module.name}, and the kernel would call it something else")
+    return module
 
 
 @dataclass(frozen=True)
@@ -140,5 +148,7 @@ def _sections(data: bytes, layout: _Layout) -> dict[bytes, bytes]:
         end = names.find(b"\0", name)
         if name >= len(names) or end < 0:
             raise _rejected("a section's name lies outside the table of names")
+        if names[name:end] in _SINGLE & found.keys():
+            raise _rejected(f"it has more than one section {names[name:end].decode()}")
         found.setdefault(names[name:end], content)
     return found

@@ -25,6 +25,9 @@ class Model(BaseModel):
 
 
 class Answer(Model):
-    """Base of what a server says: a client takes no offence at fields that a newer server adds."""
+    """Base of what a server says: a client takes no offence at fields that a newer server adds.
 
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    Numbers are finite, so that what is passed on as JSON is JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True, allow_inf_nan=False)

@@ -133,8 +133,9 @@ class PatchMemory:
         """Remember a patch. Raises OSError where that cannot be written."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self._directory / name).touch(mode=0o600)
-        known = list(self._directory.iterdir())
-        if len(known) > REMEMBERED:
-            known.sort(key=lambda path: path.stat().st_mtime)
-            for path in known[: len(known) - REMEMBERED]:
-                path.unlink(missing_ok=True)
+        used: list[tuple[float, Path]] = []
+        for path in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another request has just forgotten it
+                used.append((path.stat().st_mtime, path))
+        for _, path in sorted(used)[: max(0, len(used) - REMEMBERED)]:
+            path.unlink(missing_ok=True)
