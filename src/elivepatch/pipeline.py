@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elivepatch.build import objects as lookup
 from elivepatch.build.compiler import CompiledObject, Compiler
+from elivepatch.build.constants import check_constants
 from elivepatch.build.definitions import check_definitions
 from elivepatch.build.engines.choose import choose_engine
 from elivepatch.build.engines.engine import DiffObject, Engine
@@ -266,6 +267,7 @@ def _build(
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")
     state.notes += [note for diff in diffs for note in diff.notes]
+    check_constants(diffs)
     _require_proven(kernel, compiled, proofs, diffs)
     changed = [ChangedFunction(object=c.object, function=c.function, kind=c.kind) for d in diffs for c in d.changes]
     state.changed += changed
