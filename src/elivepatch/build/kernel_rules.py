@@ -51,6 +51,10 @@ KERNEL_RULES: dict[str, Rule] = {
         "A changed header alters assembly code",
         "Leave the part of the header that assembly uses as it is; only functions of C can be replaced.",
     ),
+    "callers-left": Rule(
+        "A function takes or gives something else than before, and code that calls it stays as it is",
+        "Keep the function as it is, and give the new form another name; or change the callers' declarations as well.",
+    ),
     "file-removed": Rule(
         "The patch removes a source file of this kernel",
         "Keep the file, and change its functions instead: code of the running kernel cannot be taken away.",

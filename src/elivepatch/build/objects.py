@@ -21,6 +21,7 @@ from elivepatch.build.lines import KeptLines, keep_lines
 from elivepatch.build.newfiles import NewFiles, join_new_files
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
+from elivepatch.build.signatures import callers_left, changed_signatures
 from elivepatch.build.unknown_modules import modules_unknown, parts_of_unknown_modules
 from elivepatch.errors import CannotLivepatchError, Diagnosis, NothingToPatchError
 from elivepatch.patches.apply import Applied
@@ -95,6 +96,7 @@ def affected_objects(
     search.build_files()
     if search.modules(work.with_name(f"{work.name}-modules")):
         search.headers(work, parallel, progress)
+        search.callers()
     return search.result(work, patch_headers)
 
 
@@ -184,6 +186,20 @@ class _Search:
         refused = parts_of_unknown_modules(self._kernel, sources, headers, self._kernel.compile_units(), work)
         self._refused += refused
         return not refused
+
+    def callers(self) -> None:
+        """Callers of functions that have other parameters now, in files that nothing of the patch reaches."""
+        both = [file for file in self._change.patched if file.endswith(".c") and not self._change.added(file)]
+        changed = {
+            file: names
+            for file in both
+            if (names := changed_signatures(self._change.originals[file], self._change.patched[file]))
+        }
+        if changed:
+            index = self._index
+            skip = {*both, *(f"{path.removesuffix('.o')}.c" for path in self._paths)}
+            skip |= index.includers(self._included).keys() - index.includers([]).keys() if self._included else set()
+            self._refused += callers_left(self._kernel.source, changed, index.units, skip)
 
     def _altered(self, file: str) -> bool:
         """Whether more than comments of a file that was there has changed."""
