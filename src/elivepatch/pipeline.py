@@ -318,10 +318,14 @@ def _require_proven(
     diffs: Sequence[DiffObject],
 ) -> None:
     """Every changed function, and every other function of the touched objects, is the kernel's own."""
-    changes = {diff.source.path: {c.function for c in diff.changes if c.kind == "changed"} for diff in diffs}
+    # an object of several modules has a diff for each
+    changes = {
+        (diff.source.path, diff.source.parent): {c.function for c in diff.changes if c.kind == "changed"}
+        for diff in diffs
+    }
     findings: list[Diagnosis] = []
     for source, proof in zip(compiled, proofs, strict=True):
-        names = changes.get(source.path, set())
+        names = changes.get((source.path, source.parent), set())
         lacking = [f for f in proof.of("absent") if f.function in names]
         known = {f.function for f in proof.functions}
         findings += [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elivepatch.build.signatures import callers_left, changed_signatures
+from elivepatch.build.signatures import callers_left, changed_signatures, exported_signatures
 
 BODY = b"\n{\n\treturn 0;\n}\n"
 
@@ -62,3 +62,14 @@ def test_callers_that_would_go_on_as_before(tmp_path: Path) -> None:
     assert "a.c, entry.S would" in found.message
     assert callers_left(tmp_path, {"fs/act.c": ["act"]}, units, {"compiled.c", "a.c", "entry.S"}) == []
     assert callers_left(tmp_path, {}, units, set()) == []
+
+
+def test_exported_functions() -> None:
+    text = b"int act(int a)" + BODY + b"EXPORT_SYMBOL_GPL(act);\nint own(int a)" + BODY
+    (found,) = exported_signatures(text, "fs/act.c", ["act", "own"])
+    assert (found.rule, found.severity, found.file, found.function) == (
+        "exported-signature",
+        "warning",
+        "fs/act.c",
+        "act",
+    )

@@ -55,6 +55,12 @@ KERNEL_RULES: dict[str, Rule] = {
         "A function takes or gives something else than before, and code that calls it stays as it is",
         "Keep the function as it is, and give the new form another name; or change the callers' declarations as well.",
     ),
+    "exported-signature": Rule(
+        "An exported function takes or gives something else than before",
+        "Load it only where no module from outside of the kernel's source (DKMS) calls the function; or keep it as it "
+        "is, and give the new form another name.",
+        severity="warning",
+    ),
     "file-removed": Rule(
         "The patch removes a source file of this kernel",
         "Keep the file, and change its functions instead: code of the running kernel cannot be taken away.",

@@ -21,7 +21,7 @@ from elivepatch.build.lines import KeptLines, keep_lines
 from elivepatch.build.newfiles import NewFiles, join_new_files
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
-from elivepatch.build.signatures import callers_left, changed_signatures
+from elivepatch.build.signatures import callers_left, changed_signatures, exported_signatures
 from elivepatch.build.unknown_modules import modules_unknown, parts_of_unknown_modules
 from elivepatch.errors import CannotLivepatchError, Diagnosis, NothingToPatchError
 from elivepatch.patches.apply import Applied
@@ -195,6 +195,8 @@ class _Search:
             for file in both
             if (names := changed_signatures(self._change.originals[file], self._change.patched[file]))
         }
+        for file, names in changed.items():
+            self._notes += exported_signatures(self._change.originals[file], file, names)
         if changed:
             index = self._index
             skip = {*both, *(f"{path.removesuffix('.o')}.c" for path in self._paths)}

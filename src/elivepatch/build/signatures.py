@@ -33,6 +33,22 @@ def changed_signatures(original: bytes, patched: bytes) -> list[str]:
     return sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
 
 
+def exported_signatures(original: bytes, file: str, changed: Iterable[str]) -> list[Diagnosis]:
+    """The warnings about exported functions: whether a module from elsewhere calls one, only the host could tell."""
+    exports = read_source(original).exports
+    return [
+        finding(
+            "exported-signature",
+            f"{name}() is exported, and called otherwise than before: modules that were not built from this source "
+            "would go on as before, and no version is checked any more once they are loaded.",
+            file=file,
+            function=name,
+        )
+        for name in changed
+        if name in exports
+    ]
+
+
 def _global_functions(source: CSource) -> Iterator[tuple[str, frozenset[bytes]]]:
     found: dict[str, set[bytes]] = {}
     for item in source.items:
