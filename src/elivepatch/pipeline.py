@@ -27,6 +27,7 @@ from elivepatch.build.references import check_references
 from elivepatch.build.registrations import check_registrations
 from elivepatch.build.rules import finding
 from elivepatch.build.sealed import check_sealed
+from elivepatch.build.static_locals import check_static_locals
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     CancelledError,
@@ -266,6 +267,7 @@ def _build(
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")
+        check_static_locals(compiled)
     state.notes += [note for diff in diffs for note in diff.notes]
     check_constants(diffs)
     _require_proven(kernel, compiled, proofs, diffs)
