@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elivepatch.build import objects as lookup
 from elivepatch.build.compiler import CompiledObject, Compiler
+from elivepatch.build.constants import check_constants
 from elivepatch.build.definitions import check_definitions
 from elivepatch.build.engines.choose import choose_engine
 from elivepatch.build.engines.engine import DiffObject, Engine
@@ -26,6 +27,7 @@ from elivepatch.build.references import check_references
 from elivepatch.build.registrations import check_registrations
 from elivepatch.build.rules import finding
 from elivepatch.build.sealed import check_sealed
+from elivepatch.build.static_locals import check_static_locals
 from elivepatch.build.store import remove_tree
 from elivepatch.errors import (
     CancelledError,
@@ -265,7 +267,9 @@ def _build(
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")
+        check_static_locals(compiled)
     state.notes += [note for diff in diffs for note in diff.notes]
+    check_constants(diffs)
     _require_proven(kernel, compiled, proofs, diffs)
     changed = [ChangedFunction(object=c.object, function=c.function, kind=c.kind) for d in diffs for c in d.changes]
     state.changed += changed
@@ -316,10 +320,14 @@ def _require_proven(
     diffs: Sequence[DiffObject],
 ) -> None:
     """Every changed function, and every other function of the touched objects, is the kernel's own."""
-    changes = {diff.source.path: {c.function for c in diff.changes if c.kind == "changed"} for diff in diffs}
+    # an object of several modules has a diff for each
+    changes = {
+        (diff.source.path, diff.source.parent): {c.function for c in diff.changes if c.kind == "changed"}
+        for diff in diffs
+    }
     findings: list[Diagnosis] = []
     for source, proof in zip(compiled, proofs, strict=True):
-        names = changes.get(source.path, set())
+        names = changes.get((source.path, source.parent), set())
         lacking = [f for f in proof.of("absent") if f.function in names]
         known = {f.function for f in proof.functions}
         findings += [

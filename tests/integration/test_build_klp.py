@@ -242,3 +242,17 @@ def test_ten_patches_twice_in_another_order(
             digests[name].add(report.module.sha256)
     assert {name: len(found) for name, found in digests.items()} == dict.fromkeys(names, 1)
     assert len({digest for found in digests.values() for digest in found}) == len(names)
+
+
+def test_a_static_variable_that_goes_to_another_function_is_refused(builder: Builder) -> None:
+    lost = ("\tstatic int warncount = 5;\n", "\tint warncount = 0;\n")
+    first = "\tmemset(stat, 0, sizeof(*stat));\n"
+    won = (
+        first,
+        f"\tstatic int warncount = 5;\n\n\tif (warncount > 0 && request_mask == 1)\n\t\twarncount--;\n{first}",
+    )
+    report = builder(builder.change("fs/stat.c", lost, won)).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "static-local-changed"), report
+    assert "warncount" in (report.message or "")
+    both = builder(builder.change("fs/stat.c", won))  # each has its own
+    assert both.report.status is BuildStatus.DONE, both.told

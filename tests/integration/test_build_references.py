@@ -87,3 +87,21 @@ def test_what_the_differ_notes_is_in_the_report(builder: Builder) -> None:
 def test_a_compilation_that_takes_all_memory_is_the_sandboxs_limit(builder: Builder) -> None:
     report = builder(builder.change(LOADAVG, (HEAD, f'#include "/dev/zero"\n{HEAD}'))).report
     assert (report.exit_status, report.error) == (3, "sandbox-limit")
+
+
+def test_a_constant_that_changes_for_one_of_its_readers_is_refused(builder: Builder) -> None:
+    # of the two functions that go through the table, one changes; the other would keep the kernel's
+    table = ("{ SECCOMP_LOG_TRAP, SECCOMP_RET_TRAP_NAME },", "{ SECCOMP_LOG_LOG, SECCOMP_RET_TRAP_NAME },")
+    head = "static bool seccomp_action_logged_from_name(u32 *action_logged,\n\t\t\t\t\t    const char *name)\n{\n"
+    reader = (head, f"{head}\tif (*name == 0x7f)\n\t\treturn false;\n")
+    report = builder(builder.change("kernel/seccomp.c", table, reader)).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "data-object-changed"), report
+    assert "seccomp_log_names" in (report.message or "")
+    assert builder(builder.change("kernel/seccomp.c", reader)).report.status is BuildStatus.DONE
+
+
+def test_assembly_that_would_call_the_old_way_is_refused(builder: Builder) -> None:
+    name = "struct pt_regs *sync_regs(struct pt_regs *eregs"
+    report = builder(builder.change("arch/x86/kernel/traps.c", (f"{name})\n", f"{name}, int more)\n"))).report
+    assert (report.exit_status, report.diagnosis[0].rule) == (3, "callers-left"), report
+    assert "arch/x86/entry/entry_64.S" in (report.message or "")

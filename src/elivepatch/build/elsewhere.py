@@ -49,7 +49,7 @@ def spell(kernel: PreparedKernel, files: Mapping[str, str], work: Path) -> dict[
         if module != "vmlinux":
             places.setdefault(kernel.module_place(module), []).append(_stem(file))
     for number, (place, stems) in enumerate(places.items()):
-        listed = {_stem(normpath(path)): _stem(path) for path in _listed(kernel, place, work / f"{number}")}
+        listed = {_stem(normpath(path)): _stem(path) for path in module_objects(kernel, place, work / f"{number}")}
         found |= {stem: listed[stem] for stem in stems if stem in listed}
     return found
 
@@ -60,8 +60,8 @@ def unspelled(file: str, module: str) -> Diagnosis:
     return finding("foreign-makefile", said, file=file)
 
 
-def _listed(kernel: PreparedKernel, place: str, work: Path) -> list[str]:
-    """The objects of the modules that a directory's makefile makes, as it spells them."""
+def module_objects(kernel: PreparedKernel, place: str, work: Path) -> list[str]:
+    """The objects of the modules that a directory's makefile makes, as it spells them; ``work`` does not exist yet."""
     with kernel.sandbox(work) as sandbox:
         listing = work / "upper" / f"{_GOAL}.mk"
         listing.write_text(_LISTING)

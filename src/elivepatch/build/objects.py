@@ -21,8 +21,11 @@ from elivepatch.build.lines import KeptLines, keep_lines
 from elivepatch.build.newfiles import NewFiles, join_new_files
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.rules import finding
+from elivepatch.build.signatures import callers_left, changed_signatures, exported_signatures
+from elivepatch.build.unknown_modules import modules_unknown, parts_of_unknown_modules
 from elivepatch.errors import CannotLivepatchError, Diagnosis, NothingToPatchError
 from elivepatch.patches.apply import Applied
+from elivepatch.patches.csource import code_of
 from elivepatch.progress import Progress
 
 _BUILD_FILES = ("Makefile", "Kbuild", "Kconfig")
@@ -91,7 +94,9 @@ def affected_objects(
     search = _Search(kernel, change)
     search.sources(work.with_name(f"{work.name}-makefiles-0"))
     search.build_files()
-    search.headers(work, parallel, progress)
+    if search.modules(work.with_name(f"{work.name}-modules")):
+        search.headers(work, parallel, progress)
+        search.callers()
     return search.result(work, patch_headers)
 
 
@@ -171,6 +176,37 @@ class _Search:
             elif file not in found.reached and not self._change.added(file):
                 said = f"No object of {self._kernel.release} includes {file}."
                 self._outside.append(finding("not-in-kernel", said, file=file))
+
+    def modules(self, work: Path) -> bool:
+        """Whether modules can have nothing of the changed files, or it is known what modules there are."""
+        if not modules_unknown(self._kernel):
+            return True
+        sources = [file for file in self._included if file.endswith(".c")]
+        headers = [file for file in self._included if not file.endswith(".c") and self._altered(file)]
+        refused = parts_of_unknown_modules(self._kernel, sources, headers, self._kernel.compile_units(), work)
+        self._refused += refused
+        return not refused
+
+    def callers(self) -> None:
+        """Callers of functions that have other parameters now, in files that nothing of the patch reaches."""
+        both = [file for file in self._change.patched if file.endswith(".c") and not self._change.added(file)]
+        changed = {
+            file: names
+            for file in both
+            if (names := changed_signatures(self._change.originals[file], self._change.patched[file]))
+        }
+        for file, names in changed.items():
+            self._notes += exported_signatures(self._change.originals[file], file, names)
+        if changed:
+            index = self._index
+            skip = {*both, *(f"{path.removesuffix('.o')}.c" for path in self._paths)}
+            skip |= index.includers(self._included).keys() - index.includers([]).keys() if self._included else set()
+            self._refused += callers_left(self._kernel.source, changed, index.units, skip)
+
+    def _altered(self, file: str) -> bool:
+        """Whether more than comments of a file that was there has changed."""
+        original = self._change.originals.get(file)
+        return original is not None and code_of(original) != code_of(self._change.texts[file] or b"")
 
     def result(self, work: Path, patch_headers: Path | None) -> Objects:
         """What is to be compiled; raises what speaks against it."""
