@@ -67,10 +67,19 @@ def _print(text: str, in_ascii: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        _give_up_stdout()
         raise HostError(
             f"The outcome could not be written to stdout: {error.strerror}.",
             hint="What was done stays done: 'elivepatch status' shows what is loaded.",
         ) from error
+
+
+def _give_up_stdout() -> None:
+    """Let what is left for stdout go nowhere: at its end Python would try again, and end with a status of its own."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _append(path: Path, text: str) -> None:
