@@ -22,7 +22,6 @@ from elivepatch.client.state import LockedError, StateDirectory, check_output, r
 from elivepatch.errors import InvalidInputError, InvalidSettingError
 
 STRANGER = 12345
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
 @pytest.fixture
@@ -48,25 +47,38 @@ def open_directory(tmp_path: Path) -> Path:
 # -- links
 
 
-@needs_root
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a path belong to a stranger, which only root could do in earnest."""
+    lstat = Path.lstat
+
+    def told(place: Path) -> os.stat_result:
+        status = lstat(place)
+        return os.stat_result((*status[:4], STRANGER, *status[5:10])) if place == path else status
+
+    monkeypatch.setattr(Path, "lstat", told)
+
+
 @pytest.mark.parametrize("below", ["", "sub"])
-def test_a_link_that_belongs_to_somebody_else_is_not_trusted(tmp_path: Path, open_directory: Path, below: str) -> None:
+def test_a_link_that_belongs_to_somebody_else_is_not_trusted(
+    tmp_path: Path, open_directory: Path, below: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "real/sub").mkdir(parents=True)
     link = open_directory / "link"
     link.symlink_to(tmp_path / "real")
     require_trusted(link / below, os.geteuid())
-    os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
+    give_away(link, monkeypatch)
     with pytest.raises(InvalidSettingError, match=f"{link} belongs to user {STRANGER}"):
         require_trusted(link / below, os.geteuid())
 
 
-@needs_root
-def test_a_link_on_the_way_of_a_link_is_looked_at_too(tmp_path: Path, open_directory: Path) -> None:
+def test_a_link_on_the_way_of_a_link_is_looked_at_too(
+    tmp_path: Path, open_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "real").mkdir()
     (open_directory / "second").symlink_to(tmp_path / "real")
     (tmp_path / "first").symlink_to("open/second")
     require_trusted(tmp_path / "first", os.geteuid())
-    os.chown(open_directory / "second", STRANGER, STRANGER, follow_symlinks=False)
+    give_away(open_directory / "second", monkeypatch)
     with pytest.raises(InvalidSettingError, match="second belongs to user"):
         require_trusted(tmp_path / "first", os.geteuid())
 
