@@ -267,6 +267,12 @@ class ToolUnavailableError(UnavailableError):
     code = "tool-unavailable"
 
 
+class SandboxUnavailableError(UnavailableError):
+    """This machine does not let programs run in a sandbox."""
+
+    code = "sandbox-unavailable"
+
+
 class ServerUnavailableError(UnavailableError):
     """The build server cannot be reached."""
 

@@ -62,7 +62,7 @@ from elivepatch.protocol.models import (
     Verification,
 )
 from elivepatch.selection import hold_kernel
-from elivepatch.toolchains.sandbox import tool_prefix
+from elivepatch.toolchains.sandbox import check_tools, tool_prefix
 from elivepatch.vm.boot_test import BootTestRejectedError, GuestKernel, Subject, boot_test
 from elivepatch.workshop import TOOLS_ROOT, Workshop
 
@@ -242,6 +242,7 @@ def _build(
         series = parse_series([(file.name, file.data) for file in job.patches], exists=Tree(kernel.source).exists)
         changes = work / "changes"
         changes.mkdir()
+        check_tools(kernel.root.path, changes)
         applied = apply_series(series, kernel.source, changes, prefix=tool_prefix(kernel.root.path, changes))
         changed_files = doctor.changes_of(applied)
         examination = doctor.examine(changed_files)

@@ -220,11 +220,17 @@ def run(
             raise
         end_group(child.pid)  # whatever it left running
         done = _completed(words, child, out, err, readers, started)
-    if check and done.returncode != 0:
-        if NO_SPACE.search(done.stderr):
-            raise DiskFullError(f"No space is left on the device: {command_line(shown or words)}")
-        raise ProgramError(done, shown=shown)
+    if check:
+        require_success(done, shown=shown)
     return done
+
+
+def require_success(done: Completed, *, shown: Sequence[str] | None = None) -> None:
+    """Raise ProgramError, or DiskFullError where that is what it says, for a program that failed."""
+    if done.returncode != 0:
+        if NO_SPACE.search(done.stderr):
+            raise DiskFullError(f"No space is left on the device: {command_line(shown or done.argv)}")
+        raise ProgramError(done, shown=shown)
 
 
 def _feed(stream: IO[bytes], data: bytes | Iterable[bytes]) -> None:

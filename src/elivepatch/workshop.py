@@ -84,7 +84,7 @@ class Workshop:
         """Whether the cache is new. Raises UnavailableError where it cannot be used, before anything is made there."""
         hint = "Give a directory of your own with ELIVEPATCH_CACHE; it takes some 10 GB."
         try:
-            is_new = not self.cache.is_dir()
+            is_new = not (self.cache / "roots").is_dir()
             self.cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.cache):
                 pass

@@ -116,7 +116,9 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "small", disk], check=True)
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    deadline = time.monotonic() + 10  # the kernel takes a moment to put away what was killed
+    while subprocess.run(["umount", disk], check=time.monotonic() > deadline).returncode != 0:
+        time.sleep(0.1)
 
 
 def resize(disk: Path, kilobytes: int) -> None:

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +17,6 @@ from pydantic import ValidationError
 
 from elivepatch import pipeline
 from elivepatch.build.image import HostImage
-from elivepatch.build.store import remove_tree
 from elivepatch.errors import CancelledError, DiskFullError, ElivepatchError, InvalidInputError
 from elivepatch.job import Job, read_base_patches, read_inputs, read_patches
 from elivepatch.kernel.compressed import gunzip
@@ -29,11 +24,10 @@ from elivepatch.progress import Progress, Sink, printable, to_terminal
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import BuildRequest, EngineName, HostFacts, ProofLevel, Report
 from elivepatch.server import settings as server_settings
+from elivepatch.server.scratch import scratch
 from elivepatch.sources.reference import NAMES, parse_reference
 
 _FILE = click.Path(path_type=Path)
-#: The name of a build's directory begins so; the lock in it says that its build lives.
-_SCRATCH, _LOCK = "elivepatch-build-", ".lock"
 
 
 @click.command("build")
@@ -133,7 +127,7 @@ def _unfinished(sink: Sink) -> Sink:
 
 def _build(job: Job, output: Path | None, progress: Progress) -> Report:
     settings = server_settings.load()
-    with scratch() as place:
+    with scratch(settings.cache) as place:
         report = pipeline.build(job, settings.workshop, place, progress)
         if report.module is None:
             return report
@@ -148,26 +142,6 @@ def _build(job: Job, output: Path | None, progress: Progress) -> Report:
             wrong = DiskFullError if error.errno == errno.ENOSPC else InvalidInputError
             raise wrong(f"The module cannot be written to {target}: {error.strerror}.") from error
         return report.model_copy(update={"module": report.module.model_copy(update={"path": str(target)})})
-
-
-@contextlib.contextmanager
-def scratch() -> Generator[Path]:
-    """A directory for one build, removed in the end. What builds that were killed have left behind goes first."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError):
-            if left.lstat().st_uid != os.geteuid():
-                continue  # whatever others have put there
-            with (left / _LOCK).open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as its build lives
-                remove_tree(left)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as name:
-        place = Path(name)
-        place.chmod(0o755)
-        unlocked = place / f"{_LOCK}.new"
-        with unlocked.open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            unlocked.rename(place / _LOCK)  # so that nobody finds it unlocked
-            yield place
 
 
 def make_request(

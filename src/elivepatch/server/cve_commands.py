@@ -29,6 +29,7 @@ from elivepatch.protocol.cves import CVE_ID, CveEntry, CvePlan, CveScan, CveWish
 from elivepatch.server import settings as server_settings
 from elivepatch.server.build_command import make_request, read_configuration
 from elivepatch.server.cve_sync import sync as cve_sync
+from elivepatch.server.scratch import scratch
 from elivepatch.server.settings import Settings
 
 _FEED = click.option("--feed", metavar="FEED", help="Directory, archive or git address of the CVE data.")
@@ -148,9 +149,7 @@ def plan_command(
     wish = _wish(only=tuple(map(_name, only)), min_score=min_score, loaded=_module_names(loaded))
     job = _job(kernel, config, base_patches, wish)
     source = open_fixes(settings.stable_git, settings.stable_http, settings.cache)
-    with _index(settings, feed, progress) as index, tempfile.TemporaryDirectory(prefix="elivepatch-plan.") as scratch:
-        place = Path(scratch)
-        place.chmod(0o755)
+    with _index(settings, feed, progress) as index, scratch(settings.cache) as place:
         source.update(progress)
         found = Planner(index, source, settings.workshop).plan(job, place, progress)
         if output is not None:

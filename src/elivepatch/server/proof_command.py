@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
@@ -19,6 +17,7 @@ from elivepatch.errors import ProofFailedError
 from elivepatch.kernel.release import parse_release
 from elivepatch.progress import Progress, to_terminal
 from elivepatch.server import settings as server_settings
+from elivepatch.server.scratch import scratch
 from elivepatch.workshop import Workshop, find_kernel, newest_kernel
 
 #: Where the kernel comes from that is surveyed if none is named, and which it is.
@@ -46,10 +45,8 @@ def survey_command(release: str | None, count: int, seed: int | None, as_json: b
     seed = secrets.randbelow(2**31) if seed is None else seed
     with (
         prepared_kernel(release, settings.workshop, progress) as kernel,
-        tempfile.TemporaryDirectory(prefix="elivepatch-survey-") as scratch,
+        scratch(settings.cache) as place,
     ):
-        place = Path(scratch)
-        place.chmod(0o755)
         found = survey(kernel, count, seed, place, settings.parallel, progress)
         result = as_data(found, kernel, seed)
     if as_json:

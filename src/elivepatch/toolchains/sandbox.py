@@ -21,8 +21,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from elivepatch.errors import DiskFullError, InvalidSettingError, ResourceExhaustedError
-from elivepatch.process import NO_SPACE, Completed, Guard, LineSink, command_line, find_program, run
+from elivepatch.errors import DiskFullError, InvalidSettingError, ResourceExhaustedError, SandboxUnavailableError
+from elivepatch.process import (
+    NO_SPACE,
+    Completed,
+    Guard,
+    LineSink,
+    command_line,
+    find_program,
+    require_success,
+    run,
+)
 
 #: In the range that Debian policy (section 9.2.2) keeps unused: no account has it, so its process limit is ours alone.
 SANDBOX_UID = 65533
@@ -41,6 +50,28 @@ _ROOM_BYTES = 16 * 1024**2
 #: What a file takes on disk at least, and how deep the directories of a job may be; the kernel's source is 12 deep.
 _BLOCK_BYTES = 4096
 _DEPTH = 64
+#: What a sandbox cannot be made without, by how its makers begin to complain, and what helps.
+_NO_SANDBOX = tuple(
+    (re.compile(said), hint)
+    for said, hint in (
+        (
+            r"mount: [^\n]*overlay[^\n]*",
+            "Overlayfs must be able to write there, which it cannot on the file system of a container: put the cache "
+            "and the data on volumes (ELIVEPATCH_CACHE, ELIVEPATCH_DATA), and TMPDIR, where it is set.",
+        ),
+        (
+            r"bwrap: Can't mount proc[^\n]*",
+            "In a container parts of /proc are covered, so no other can be mounted: docs/install.md names the options "
+            "that it needs.",
+        ),
+        (
+            r"(?:unshare|bwrap): [^\n]*",
+            "The server runs all that it does not trust in namespaces of its own: allow user namespaces (sysctl "
+            "user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+            "kernel.apparmor_restrict_unprivileged_userns), and in a container the options that docs/install.md names.",
+        ),
+    )
+)
 _MOUNT = 'mount -t overlay -o "$1" overlay "$2" && shift 2 && exec "$@"'
 
 
@@ -168,13 +199,14 @@ class Sandbox:
         """Run a program inside; see `process.run`. What it writes is bounded as a whole too, not only file by file.
 
         Raises DiskFullError, also without ``check``, where it failed since this machine has no room: a directory in
-        memory that it filled itself is no such case.
+        memory that it filled itself is no such case. Raises SandboxUnavailableError where this machine allows no
+        sandbox.
         """
         writable = self.tree.upper if self.tree is not None else self.job
         done = run(
             [*self.prefix(cwd=cwd, env=env), *argv],
             timeout=self.limits.seconds,
-            check=check,
+            check=False,
             sink=sink,
             stdout=stdout,
             memory_bytes=self.limits.total_memory_bytes,
@@ -185,7 +217,20 @@ class Sandbox:
             free = shutil.disk_usage(writable).free
             if free < _FULL_BYTES or (free < _ROOM_BYTES and NO_SPACE.search(done.stderr)):
                 raise DiskFullError(f"No space is left on the device: {command_line(argv)} in {writable}")
+        if done.returncode != 0:
+            require_sandbox(done.stderr)
+            if check:
+                require_success(done, shown=argv)
         return done
+
+
+def require_sandbox(stderr: str) -> None:
+    """Raise SandboxUnavailableError for what the programs say that make a sandbox, before anything runs in it."""
+    for said, hint in _NO_SANDBOX:
+        if found := said.match(stderr.lstrip()):
+            raise SandboxUnavailableError(
+                f"This machine does not let a sandbox be made: {found[0].rstrip('.')}.", hint=hint
+            )
 
 
 def can_stand_at(place: str) -> bool:
@@ -229,6 +274,12 @@ def usage_guard(directory: Path, limit_bytes: int) -> Guard:
                 raise ResourceExhaustedError(f"A program wrote {total} bytes; the limit of a job is {limit_bytes}.")
 
     return check
+
+
+def check_tools(root: Path, directory: Path) -> None:
+    """Run nothing in the way of `tool_prefix`; raises SandboxUnavailableError where this machine does not allow it."""
+    done = run([*tool_prefix(root, directory), "true"], check=False, shown=["true"])
+    require_sandbox(done.stderr)
 
 
 def tool_prefix(root: Path, directory: Path) -> list[str]:
