@@ -52,6 +52,7 @@ def ending_well(output: Output) -> Generator[list[str]]:
     except Exception as error:
         bug = f"{InternalError().message} {type(error).__name__}: {error}"
         tell_failure(output, InternalError.exit_status, InternalError.code, bug, None, warnings)
+        error.add_note(InternalError().message)
         raise
 
 
