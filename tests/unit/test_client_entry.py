@@ -100,5 +100,7 @@ def test_wrong_usage_has_its_status_where_nothing_can_be_said() -> None:
 
 
 def test_a_full_disk_behind_stderr_changes_nothing_about_the_end() -> None:
-    before = "import os\nos.environ['ELIVEPATCH_LOG_OUTPUT'] = '/nowhere/log'\nos.dup2(os.open('/dev/full', os.O_WRONLY), 2)"
+    before = (
+        "import os\nos.environ['ELIVEPATCH_LOG_OUTPUT'] = '/nowhere/log'\nos.dup2(os.open('/dev/full', os.O_WRONLY), 2)"
+    )
     assert program("history", before=before).returncode == 0
