@@ -17,7 +17,7 @@ eend() { return "$1"; }
 yesno() { test "$1" = yes; }
 """
 DAEMON = """#!/bin/sh
-pidfile=$(echo "$*" | sed 's/.*--pidfile \\([^ ]*\\).*/\\1/')
+pidfile=$(echo "$*" | head -n 1 | sed 's/.*--pidfile \\([^ ]*\\).*/\\1/')
 if [ "$1" = --stop ]; then kill "$(cat "$pidfile")"; exit; fi
 while [ "$1" != --exec ]; do shift; done
 program=$2; shift 3
