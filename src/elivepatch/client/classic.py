@@ -52,6 +52,8 @@ def read_defaults(text: str) -> dict[str, object]:
     """
     parser = configparser.ConfigParser()
     parser.read_string(text)
+    if "Defaults" not in parser:  # the line goes on behind its bracket
+        raise configparser.NoSectionError("Defaults")
     section = parser["Defaults"]
     inherited = parser.defaults()
     found: dict[str, object] = {}

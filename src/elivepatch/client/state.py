@@ -39,10 +39,10 @@ class UnwritableError(HostError):
     """The file system takes no changes."""
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600, public: bool = False) -> None:
     """Write a file aside, get it to the disk, then put it in its place: at any moment there is the old one or the new.
 
-    Raises DiskFullError, UnwritableError and HostError.
+    ``public`` gives it its mode whatever the umask. Raises DiskFullError, UnwritableError and HostError.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
@@ -51,6 +51,8 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
                 stream.flush()
+                if public:
+                    os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())
             aside.replace(path)
         except BaseException:
