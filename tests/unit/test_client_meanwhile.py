@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from client_fakes import put
+from client_fakes import RELEASE, put
 from client_machine import FIRST, SECOND, HostMachine
 from elivepatch.client.classic import read_defaults
+from elivepatch.client.history import boots_in_order
 from elivepatch.client.host import call_table
+from elivepatch.client.journal import Entry, Step
 from elivepatch.client.tasks import tasks_behind
 
 
@@ -137,6 +139,20 @@ def test_the_history_is_in_order_whatever_the_clock_said(machine: HostMachine, m
         ("first", "replaced"),
         *(("second", step) for step in ("reverting", "reverted")),
     ]
+
+
+def booted(name: str, *boots: str) -> Entry:
+    steps = tuple(Step(step="loading", time=5 - at, uptime=1, boot_id=boot) for at, boot in enumerate(boots))
+    return Entry(id=name, release=RELEASE, steps=steps)
+
+
+def test_boots_follow_each_other_as_the_journal_says() -> None:
+    many = [str(number) for number in range(3000)]
+    assert list(boots_in_order([booted("a", *many)])) == many
+    assert list(boots_in_order([booted("a", "1", "2"), booted("b", "2", "3"), Entry(id="c", release=RELEASE)])) == [
+        *"123"
+    ]
+    assert set(boots_in_order([booted("a", "1", "2"), booted("b", "2", "1")])) == {"1", "2"}  # not one after the other
 
 
 # -- what surrounds the program

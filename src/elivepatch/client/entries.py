@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from elivepatch.client.journal import Entry
@@ -66,32 +65,3 @@ def _taken_back(entry: Entry) -> bool:
     names = [taken.step for taken in entry.steps]
     since = names[len(names) - names[::-1].index("loading") :] if "loading" in names else []
     return "undone" in since and "loaded" not in since
-
-
-def boots_in_order(entries: Sequence[Entry]) -> list[str]:
-    """The boots that a journal tells of, by their ids, the first one first; ``entries`` are in its order.
-
-    The time of day may have been wrong in any of them, so it decides only where nothing else does: the steps of one
-    entry follow each other, and so do the loads (or requests) that gave the entries their numbers.
-    """
-    first: dict[str, float] = {}
-    after: dict[str, set[str]] = {}
-    for chain in ([_numbered_in(entry) for entry in entries], *([s.boot_id or "" for s in e.steps] for e in entries)):
-        for earlier, later in itertools.pairwise(chain):
-            if earlier != later:
-                after.setdefault(later, set()).add(earlier)
-    for step in (step for entry in entries for step in entry.steps):
-        boot = step.boot_id or ""
-        first[boot] = min(step.time, first.get(boot, step.time))
-    order: list[str] = []
-    while left := [boot for boot in first if boot not in order]:
-        # where two boots are said to be before each other the journal is damaged, and the time must do
-        ready = [boot for boot in left if after.get(boot, set()).isdisjoint(left)] or left
-        order.append(min(ready, key=lambda boot: first[boot]))
-    return order
-
-
-def _numbered_in(entry: Entry) -> str:
-    """The boot in which an entry got its number."""
-    step = entry.at("loading") or (entry.steps[0] if entry.steps else None)
-    return (step.boot_id if step else None) or ""

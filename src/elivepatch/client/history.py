@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from pydantic import Field
 
 from elivepatch.client.acceptance import MODULE_NAME, kernel_name
-from elivepatch.client.entries import boots_in_order, latest_entries
+from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import read_file
 from elivepatch.client.journal import Entry, Journal, Step
@@ -75,9 +78,40 @@ def told_history(state: StateDirectory, name: str | None) -> History:
     return History(steps=tuple(step for _, step in steps), problems=tuple(problems))
 
 
-def _moment(step: Step, boots: list[str]) -> tuple[int, float]:
+def _moment(step: Step, boots: dict[str, int]) -> tuple[int, float]:
     """When a step was taken: in which boot, and how long after the host had come up."""
-    return boots.index(step.boot_id or ""), step.time if step.uptime is None else step.uptime
+    return boots[step.boot_id or ""], step.time if step.uptime is None else step.uptime
+
+
+def boots_in_order(entries: Sequence[Entry]) -> dict[str, int]:
+    """The boots that a journal tells of, by their ids, numbered as they came; ``entries`` are in its order.
+
+    The time of day may have been wrong in any of them, so it decides only where nothing else does: the steps of one
+    entry follow each other, and so do the loads (or requests) that gave the entries their numbers.
+    """
+    first: dict[str, float] = {}
+    for step in (step for entry in entries for step in entry.steps):
+        boot = step.boot_id or ""
+        first[boot] = min(step.time, first.get(boot, step.time))
+    sorter = TopologicalSorter[str](dict.fromkeys(first, ()))
+    numbered = [(entry.at("loading") or entry.steps[0]).boot_id or "" for entry in entries if entry.steps]
+    for chain in (numbered, *([step.boot_id or "" for step in entry.steps] for entry in entries)):
+        for earlier, later in itertools.pairwise(chain):
+            if earlier != later:
+                sorter.add(later, earlier)
+    try:
+        sorter.prepare()
+    except CycleError:  # two boots before each other: the journal was changed by hand, or the boots are not known
+        return {boot: at for at, boot in enumerate(sorted(first, key=lambda boot: first[boot]))}
+    found: dict[str, int] = {}
+    ready: list[tuple[float, str]] = []
+    while sorter.is_active():
+        for boot in sorter.get_ready():
+            heapq.heappush(ready, (first[boot], boot))
+        _, boot = heapq.heappop(ready)
+        found[boot] = len(found)
+        sorter.done(boot)
+    return found
 
 
 def _history_step(entry: Entry, number: int) -> HistoryStep:
