@@ -110,6 +110,7 @@ class FakeKernel:
     lingers: float = 0.3
     functions: tuple[tuple[str, str], ...] = FUNCTIONS
     taint: int = 1 << 12 | 1 << 13 | 1 << 15
+    comm: bytes = b"cat\n"
     interrupt_at: float | None = None
     time: float = 1000.0
     log: list[str] = field(default_factory=list[str])
@@ -211,12 +212,12 @@ class FakeKernel:
             shutil.rmtree(self.root / "sys/module" / name)
 
     def _tasks(self, state: str) -> None:
-        for pid, comm in ((41, "kworker/0:1"), (1234, "cat")):
+        for pid, comm in ((41, b"kworker/0:1\n"), (1234, self.comm)):
             put(
                 self.root,
                 {
                     f"proc/{pid}/task/{pid}/patch_state": state + "\n",
-                    f"proc/{pid}/task/{pid}/comm": comm + "\n",
+                    f"proc/{pid}/task/{pid}/comm": comm,
                     f"proc/{pid}/task/{pid}/stack": "[<0>] meminfo_proc_show+0x12/0x34\n[<0>] seq_read+0x1/0x2\n",
                 },
             )

@@ -34,7 +34,7 @@ def look(found: dict[str, Any], *, guard: bool) -> None:
         assert "loaded" in before[begun:], f"{name} was loaded, and its load had not been finished: {found}"
     if guard:
         assert found["held"] == [], found
-    assert found["boot"][0] in {0, 4}
+    assert found["boot"][0] in {0, 7}
     assert all(steps[-1] not in {"loading", "undoing", "reverting"} for steps in found["after"].values()), found
 
 

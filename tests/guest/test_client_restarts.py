@@ -112,7 +112,7 @@ mark status; elivepatch status; echo "exit $?"
 mark allow; elivepatch allow lp_late_panic; echo "exit $?"
 """
     ).sections
-    assert "exit 4" in second["boot"]
+    assert "exit 7" in second["boot"]
     assert "lp_late_panic is not loaded: the host went down" in second["boot"]
     assert "livepatched" not in second["boot"]
     assert "lp_late_panic: not loaded, guarded" in second["status"]
@@ -123,7 +123,7 @@ mark allow; elivepatch allow lp_late_panic; echo "exit $?"
     assert "lp_late_panic is loaded again" in third.output
     assert "not syncing: too late" in third.console
     fourth = host.run('elivepatch boot; echo "exit $?"; held').output
-    assert "exit 4" in fourth
+    assert "exit 7" in fourth
 
 
 def test_a_transition_that_cannot_finish(restarting_host: RestartingHost) -> None:

@@ -97,7 +97,7 @@ def test_a_host_that_goes_down_soon_after_a_load_does_not_load_it_again(loaded: 
     loaded.run("mark", "alive")
     loaded.restart()
     result = loaded.run("boot")
-    assert result.exit_code == 4
+    assert result.exit_code == 7
     assert "before it was known to run 600 s" in result.stderr
     assert loaded.held() == []
     status = loaded.status()
@@ -105,7 +105,7 @@ def test_a_host_that_goes_down_soon_after_a_load_does_not_load_it_again(loaded: 
     assert [(absent["name"], absent["state"]) for absent in status["absent"]] == [(FIRST, "guarded")]
     assert f"elivepatch allow {FIRST}" in loaded.run("status").stdout
     loaded.restart()
-    assert loaded.run("boot").exit_code == 4
+    assert loaded.run("boot").exit_code == 7
 
 
 def test_what_is_guarded_is_loaded_again_once_it_is_allowed(loaded: HostMachine) -> None:
@@ -116,7 +116,7 @@ def test_what_is_guarded_is_loaded_again_once_it_is_allowed(loaded: HostMachine)
     assert loaded.run("boot").exit_code == 0
     assert loaded.agreed() == [FIRST]
     loaded.restart()
-    assert loaded.run("boot").exit_code == 4  # and guarded anew
+    assert loaded.run("boot").exit_code == 7  # and guarded anew
 
 
 def test_a_host_that_ran_on_for_long_enough_loads_it_again_after_a_crash(loaded: HostMachine) -> None:
@@ -144,7 +144,7 @@ def test_a_shutdown_that_did_not_happen_does_not_count(loaded: HostMachine) -> N
     loaded.uptime += 60
     loaded.run("mark", "alive")
     loaded.restart()
-    assert loaded.run("boot").exit_code == 4
+    assert loaded.run("boot").exit_code == 7
 
 
 def test_a_host_that_goes_down_during_the_load_does_not_load_it_again(loaded: HostMachine) -> None:
@@ -152,7 +152,7 @@ def test_a_host_that_goes_down_during_the_load_does_not_load_it_again(loaded: Ho
     loaded.journal.begin(entry.model_copy(update={"steps": entry.steps[:2]})).note()
     loaded.restart()
     result = loaded.run("boot")
-    assert result.exit_code == 4
+    assert result.exit_code == 7
     assert "went down while it was being loaded" in result.stderr
     assert loaded.steps(FIRST)[-2:] == ["loading", "guarded"]
 
@@ -176,7 +176,7 @@ def test_an_earlier_one_stays_out_where_the_later_one_was_in_force(loaded: HostM
     loaded.run("mark", "alive")
     loaded.load(SECOND, patches=(FIRST, SECOND))
     loaded.restart()
-    assert loaded.run("boot").exit_code == 4
+    assert loaded.run("boot").exit_code == 7
     assert loaded.held() == []
 
 

@@ -74,3 +74,33 @@ def test_the_exit_status(arguments: list[str], status: int, words: str) -> None:
     done = program(*arguments)
     assert done.returncode == status
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["-v"], ["-h"], ["status", "-h"], ["completion", "bash"], ["overlay", "schema"], ["facts"], ["status"]]
+)
+def test_a_full_disk_behind_stdout_is_no_bug(words: list[str]) -> None:
+    full = "import sys\nsys.stdout = open('/dev/full', 'w')"
+    done = program(*words, before=full)
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    assert "could not be written to stdout: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["-v"], ["status", "-h"], ["completion", "bash"], ["facts"], ["status"]])
+def test_a_reader_that_goes_away_is_no_bug(words: list[str]) -> None:
+    gone = "import os, sys\nr, w = os.pipe()\nos.close(r)\nos.dup2(w, 1)"
+    done = program(*words, before=gone)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_wrong_usage_has_its_status_where_nothing_can_be_said() -> None:
+    full = "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 2)"
+    assert program("--no-such-flag", before=full).returncode == 2
+
+
+def test_a_full_disk_behind_stderr_changes_nothing_about_the_end() -> None:
+    before = (
+        "import os\nos.environ['ELIVEPATCH_LOG_OUTPUT'] = '/nowhere/log'\nos.dup2(os.open('/dev/full', os.O_WRONLY), 2)"
+    )
+    assert program("history", before=before).returncode == 0

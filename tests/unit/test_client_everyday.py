@@ -138,7 +138,7 @@ def test_one_that_somebody_else_has_loaded_is_seen_although_the_journal_knows_it
         loaded.run("revert")
     loaded.restart(orderly=how == "expected")
     if how in {"guarded", "allowed"}:
-        assert loaded.run("boot").exit_code == 4
+        assert loaded.run("boot").exit_code == 7
     if how == "allowed":
         assert loaded.run("allow", FIRST).exit_code == 0
     loaded.kernel.add(FIRST, moved=True)

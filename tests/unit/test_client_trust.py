@@ -18,6 +18,7 @@ from client_machine import FIRST, SECOND, HostMachine
 from elivepatch.client.address import trust
 from elivepatch.client.host import Host
 from elivepatch.client.journal import Journal
+from elivepatch.client.settings import load_settings
 from elivepatch.client.state import LockedError, StateDirectory, check_output, require_trusted
 from elivepatch.errors import InvalidInputError, InvalidSettingError
 
@@ -113,6 +114,82 @@ def _certificates() -> str:
     import certifi
 
     return certifi.where()
+
+
+def test_certificates_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ca.pem")
+    with pytest.raises(InvalidSettingError, match="cannot be read: not a file"):
+        trust(tmp_path / "ca.pem")
+
+
+# -- what this user may not look at
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that only root may look into, for whoever runs the tests."""
+    place = tmp_path / "closed"
+    place.mkdir()
+    (place / "file").write_text("")
+
+    def guarded(name: str) -> None:
+        method = getattr(Path, name)
+
+        def told(path: Path, *arguments: object, **named: object) -> object:
+            if path.is_relative_to(place) and path != place:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return method(path, *arguments, **named)
+
+        monkeypatch.setattr(Path, name, told)
+
+    for name in ("stat", "lstat", "open", "iterdir"):
+        guarded(name)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["status", "--prometheus", "FILE"], 2),
+        (["facts", "-o", "FILE"], 2),
+        (["-c", "FILE", "status"], 2),
+        (["--no-load", "-o", "x.ko", "-p", "FIRST", "-k", "FILE"], 2),
+        (["--no-load", "-o", "x.ko", "-p", "FIRST", "--base-patch", "FILE"], 2),
+        (["overlay", "list", "FILE"], 4),
+    ],
+)
+def test_what_may_not_be_looked_at_is_named(machine: HostMachine, closed: Path, words: list[str], status: int) -> None:
+    place = {"FILE": str(closed / "file"), "FIRST": str(machine.tmp / f"{FIRST}.patch")}
+    result = machine.run(*(place.get(word, word) for word in words))
+    assert result.exit_code == status
+    assert f"{closed / 'file'}" in result.stderr
+    assert "Permission denied" in result.stderr
+
+
+def test_a_sys_that_only_root_may_look_into(machine: HostMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    iterdir = Path.iterdir
+
+    def told(path: Path) -> object:
+        if path.name == "livepatch":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", told)
+    result = machine.run("status")
+    assert result.exit_code == 4
+    assert "sys/kernel/livepatch may not be used: Permission denied" in result.stderr
+    assert "sudo" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["closed", "dangling"])
+def test_settings_that_are_there_are_never_passed_over(tmp_path: Path, closed: Path, kind: str) -> None:
+    default = closed / "file"
+    if kind == "dangling":
+        default = tmp_path / "client.toml"
+        default.symlink_to(tmp_path / "nothing")
+    with pytest.raises(InvalidSettingError, match="cannot be read"):
+        load_settings(file=None, environment={}, flags={}, default_file=default)
+    assert load_settings(file=None, environment={}, flags={}, default_file=tmp_path / "none").url
 
 
 # -- outputs

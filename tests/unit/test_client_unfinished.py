@@ -90,7 +90,7 @@ def test_one_with_which_the_host_went_down_while_its_load_at_boot_was_undone_is_
         with pytest.raises(KilledError):
             loaded.run("boot")
     loaded.restart()
-    assert loaded.run("boot").exit_code == 4
+    assert loaded.run("boot").exit_code == 7
     assert [(one["name"], one["state"]) for one in loaded.status()["absent"]] == [(FIRST, "guarded")]
 
 
@@ -321,9 +321,9 @@ def test_a_journal_that_cannot_be_read_is_no_success_of_the_boot(loaded: HostMac
     (path,) = (loaded.state / "journal").glob("*.json")
     path.write_text("")
     result = loaded.run("boot", "--json")
-    assert result.exit_code == 4
+    assert result.exit_code == 7
     booted = json.loads(result.stdout)
-    assert (booted["status"], booted["exit_status"]) == ("nothing", 4)
+    assert (booted["status"], booted["exit_status"]) == ("nothing", 7)
     assert any("cannot be read" in warning for warning in booted["warnings"])
 
 

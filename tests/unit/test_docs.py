@@ -8,9 +8,16 @@ from pathlib import Path
 
 import click
 import pytest
+from pydantic import BaseModel
 
 import elivepatch.client.cli
 import elivepatch.server.cli
+from elivepatch.client.boot import Allowed, Booted
+from elivepatch.client.history import History, HistoryStep, ModuleInfo
+from elivepatch.client.outcome import Outcome
+from elivepatch.client.revert import NotReverted, Reverted, RevertedAll
+from elivepatch.client.status import AbsentLivepatch, FunctionState, HostStatus, LivepatchState
+from elivepatch.client.uninstall import Uninstalled
 from elivepatch.errors import error_classes
 
 # they bring their errors into the tree
@@ -76,3 +83,34 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_every_field_of_the_json_of_the_client_is_documented() -> None:
+    page = (ROOT / "docs/client.md").read_text()
+    rows = re.findall(
+        r"^\| (.*) \| (.*) \|$", page.partition("| JSON of | fields |")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    told = {row: tuple(re.findall(r"`(\w+)`", fields)) for row, fields in rows if fields != "---"}
+    models: dict[str, type[BaseModel]] = {
+        "`status`, `repair`": HostStatus,
+        "each of `livepatches`, and `held`": LivepatchState,
+        "each of `functions` there": FunctionState,
+        "each of `absent`": AbsentLivepatch,
+        "`history`": History,
+        "each of `steps` there": HistoryStep,
+        "`info`": ModuleInfo,
+        "`boot`": Booted,
+        "`allow`": Allowed,
+        "`revert`, and each of `reverted`": Reverted,
+        "`revert --all`": RevertedAll,
+        "each of `failed`": NotReverted,
+        "`uninstall`": Uninstalled,
+    }
+    assert {row: set(fields) for row, fields in told.items()} == {
+        row: set(model.model_fields) for row, model in models.items()
+    }
+    outcome = (
+        page.partition("With `--json` stdout holds one object")[2].partition("\n\n")[0]
+        + page.partition("With `--json` the outcome has `status` `dry-run`")[2].partition("\n\n")[0]
+    )
+    assert [name for name in Outcome.model_fields if f"`{name}`" not in outcome] == []

@@ -82,6 +82,8 @@ def trust(ca_certificate: Path | None) -> ssl.SSLContext:
     import ssl
 
     try:
+        if ca_certificate and ca_certificate.exists() and not ca_certificate.is_file():
+            raise OSError("not a file")  # a pipe would be waited for
         context = ssl.create_default_context(cafile=str(ca_certificate) if ca_certificate else None)
     except (OSError, ssl.SSLError) as error:
         raise InvalidSettingError(

@@ -22,6 +22,7 @@ from elivepatch.client.output import Output
 from elivepatch.client.settings import Settings
 from elivepatch.client.settle import Settling
 from elivepatch.client.state import LockedError, StateDirectory, read_regular, require_trusted
+from elivepatch.client.status import ATTENTION
 from elivepatch.errors import ElivepatchError, HostError, InvalidInputError, ModuleRejectedError
 from elivepatch.kernel.running import RunningKernel, livepatch, running_kernel
 from elivepatch.protocol import limits
@@ -31,8 +32,8 @@ from elivepatch.protocol.models import Model
 class Booted(Model):
     """How it went: loaded, present (the kernel held it already), nothing (to be loaded for this kernel), or guarded.
 
-    ``reason`` says why it is guarded. ``exit_status`` is 4 then, and where the journal cannot be read, so that whoever
-    runs this takes note.
+    ``reason`` says why it is guarded. ``exit_status`` is 7 then, and where the journal cannot be read: somebody should
+    look, and to try again is of no use (the units of packaging/ go by that).
     """
 
     status: Literal["loaded", "present", "nothing", "guarded"]
@@ -215,11 +216,11 @@ class Boot:
     def _nothing(self, kernel: RunningKernel, guarded: Entry | None, *, unknown: bool) -> Booted:
         if guarded is None or guarded.module is None:
             # what cannot be read may have been what is to be loaded
-            status = HostError.exit_status if unknown else 0
+            status = ATTENTION if unknown else 0
             return Booted(status="nothing", exit_status=status, kernel=kernel.release, warnings=tuple(self.warnings))
         return Booted(
             status="guarded",
-            exit_status=HostError.exit_status,
+            exit_status=ATTENTION,
             kernel=kernel.release,
             name=guarded.module.name,
             reason=_reason(guarded),

@@ -8,10 +8,16 @@ section ``[Defaults]`` has the long names of the flags, and the command line cou
 from __future__ import annotations
 
 import configparser
+import contextlib
 import re
+import sys
+from collections.abc import Generator
+from typing import Any
 
 import click
 
+from elivepatch.client.interruption import READER_GONE
+from elivepatch.client.output import Output, give_up_stdout, unwritten
 from elivepatch.kernel.running import RunningKernel
 
 #: The long names of the classic flags, which are the keys of the file, and which setting each is.
@@ -46,6 +52,8 @@ def read_defaults(text: str) -> dict[str, object]:
     """
     parser = configparser.ConfigParser()
     parser.read_string(text)
+    if "Defaults" not in parser:  # the line goes on behind its bracket
+        raise configparser.NoSectionError("Defaults")
     section = parser["Defaults"]
     inherited = parser.defaults()
     found: dict[str, object] = {}
@@ -88,8 +96,36 @@ def names_running(version: str, kernel: RunningKernel) -> bool:
     return re.search(rf"\bDebian {re.escape(version)}-\d", kernel.version) is not None
 
 
+@contextlib.contextmanager
+def _stdout_may_end() -> Generator[None]:
+    """Usage, version and the like are written outside of what `ending_well` covers; it marks what is a bug."""
+    try:
+        yield
+    except BrokenPipeError:
+        give_up_stdout()
+        sys.exit(READER_GONE)
+    except OSError as error:
+        if error.filename is not None or hasattr(error, "__notes__"):
+            raise
+        failure = unwritten(error)
+        Output().error(failure)
+        sys.exit(failure.exit_status)
+
+
 class ClassicGroup(click.Group):
-    """A group that also understands ``-d LEVEL``, the classic way to say how much is told."""
+    """The program: it also understands ``-d LEVEL``, the classic way to say how much is told."""
+
+    def make_context(  # Any: as click has it
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Begin; flags that only show something do it here."""
+        with _stdout_may_end():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # Any: as click has it
+        """Do what was asked for."""
+        with _stdout_may_end():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words of the command line."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from elivepatch.client.cve_commands import cve_group
 from elivepatch.client.host import Host
 from elivepatch.client.host_commands import COMMANDS
 from elivepatch.client.interruption import INTERRUPTED
-from elivepatch.client.output import Output
+from elivepatch.client.output import Output, give_up_stderr
 from elivepatch.client.overlay_commands import overlay_command
 from elivepatch.client.overlay_host_commands import OVERLAY_COMMANDS
 from elivepatch.errors import InvalidInputError
@@ -41,7 +42,7 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done; 2 wrong usage or input; 3 refused; 4 does not fit, or not loaded; 5 boot test failed; "
-    "6 server, kernel or source not available; 7 and 8 of status: look, and wait; 130 interrupted; 1 a bug.",
+    "6 server, kernel or source not available; 7 and 8 of status and boot: look, and wait; 130 interrupted; 1 a bug.",
 )
 @click.option(
     "-c",
@@ -251,12 +252,12 @@ def facts_command(context: click.Context, file: Path | None, as_json: bool) -> N
 
     with subcommand(context, as_json=as_json) as command:
         root = command.host.root
-        text = host_facts(running_kernel(root), root).dump_json() + "\n"
+        facts = host_facts(running_kernel(root), root)
         if file is None:
-            click.echo(text, nl=False)
+            command.output.data(facts.dump(), always=True)
         else:
             check_output(file)
-            write_whole(file, text.encode(), mode=0o644)
+            write_whole(file, (facts.dump_json() + "\n").encode(), mode=0o644)
             command.output.line(f"facts: {file}")
 
 
@@ -300,9 +301,17 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
     try:
+        _run()
+    finally:
+        give_up_stderr()
+
+
+def _run() -> NoReturn:
+    try:
         status = cli.main(standalone_mode=False)  # click's own way to end is 'Aborted!' and exit status 1
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         wanted = Output(as_json="--json" in sys.argv[1:])
         tell_failure(wanted, error.exit_code, InvalidInputError.code, error.format_message(), None, ())
         sys.exit(error.exit_code)

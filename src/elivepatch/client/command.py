@@ -17,7 +17,7 @@ import click
 from elivepatch.client.host import Host
 from elivepatch.client.interruption import INTERRUPTED, begin
 from elivepatch.client.output import Output, printable
-from elivepatch.errors import ElivepatchError, InternalError, InvalidSettingError
+from elivepatch.errors import ElivepatchError, HostError, InternalError, InvalidSettingError
 
 if TYPE_CHECKING:
     from elivepatch.client.settings import Settings
@@ -37,7 +37,8 @@ def ending_well(output: Output) -> Generator[list[str]]:
     warnings: list[str] = []
     try:
         yield warnings
-    except ElivepatchError as error:
+    except (ElivepatchError, PermissionError) as raised:
+        error = raised if isinstance(raised, ElivepatchError) else _denied(raised)
         output.error(error)
         tell_failure(output, error.exit_status, error.code, error.message, error.hint, warnings)
         sys.exit(error.exit_status)
@@ -52,7 +53,17 @@ def ending_well(output: Output) -> Generator[list[str]]:
     except Exception as error:
         bug = f"{InternalError().message} {type(error).__name__}: {error}"
         tell_failure(output, InternalError.exit_status, InternalError.code, bug, None, warnings)
+        error.add_note(InternalError().message)
         raise
+
+
+def _denied(error: PermissionError) -> HostError:
+    """Directories that only root may look into are usual: /sys is one on hosts that hide what they are made of."""
+    return HostError(
+        f"{error.filename or 'What is needed'} may not be used: {error.strerror}.",
+        hint="Run this with sudo, or name another place. Where root may not, see the audit log: a security module "
+        "forbids it.",
+    )
 
 
 def tell_failure(

@@ -41,12 +41,27 @@ def crash_suspect(entry: Entry, kernel: RunningKernel, guard: float) -> str | No
 def replaced_unsaid(entries: Sequence[Entry], kernel: RunningKernel) -> dict[str, str]:
     """Livepatches that ended in this boot by being replaced, though a crash kept that out of the journal, and by what.
 
-    The journal says before a load what it will replace, and only afterwards that it was replaced.
+    The journal says before a load what it will replace, and only afterwards that it was replaced. One that was loaded
+    later than that, or whose successor was undone, has gone in another way: somebody else took it out.
     """
     held = {patch.name for patch in kernel.livepatches}
+    numbers = {name: entry.number for name, entry in latest_entries(entries, kernel).items()}
     found: dict[str, str] = {}
     for entry in entries:
         here = entry.last is not None and entry.last.boot_id == kernel.boot_id
-        if here and entry.module and entry.touched_kernel:
-            found.update({name: entry.module.name for name in entry.replaces if name not in held})
+        if here and entry.module and entry.touched_kernel and not _taken_back(entry):
+            found.update(
+                {
+                    name: entry.module.name
+                    for name in entry.replaces
+                    if name not in held and entry.number > numbers.get(name, 0)
+                }
+            )
     return found
+
+
+def _taken_back(entry: Entry) -> bool:
+    """Whether its last load was undone before it was in force."""
+    names = [taken.step for taken in entry.steps]
+    since = names[len(names) - names[::-1].index("loading") :] if "loading" in names else []
+    return "undone" in since and "loaded" not in since

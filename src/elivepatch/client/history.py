@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from pydantic import Field
 
 from elivepatch.client.acceptance import MODULE_NAME, kernel_name
+from elivepatch.client.entries import latest_entries
 from elivepatch.client.host import Host
 from elivepatch.client.inputs import read_file
-from elivepatch.client.journal import Entry, Journal
+from elivepatch.client.journal import Entry, Journal, Step
 from elivepatch.client.state import StateDirectory
 from elivepatch.client.status import LivepatchState, joined, local_time
 from elivepatch.errors import HostError, NotFoundError
 from elivepatch.kernel.module_file import read_module
-from elivepatch.kernel.running import livepatch
+from elivepatch.kernel.running import livepatch, running_kernel
 from elivepatch.protocol import limits
 from elivepatch.protocol.models import Model
 
@@ -63,14 +67,51 @@ def told_history(state: StateDirectory, name: str | None) -> History:
     """The history of the host, or that of one livepatch. Raises HostError where it may not be read."""
     entries, problems = _entries(state)
     module = kernel_name(name) if name else None
+    boots = boots_in_order(entries)
     steps = [
-        (number, step.time, _history_step(entry, number))
+        (_moment(step, boots), _history_step(entry, number))
         for entry in entries
         if module is None or (entry.module and entry.module.name == module)
         for number, step in enumerate(entry.steps)
     ]
-    steps.sort(key=lambda row: row[1])
-    return History(steps=tuple(step for _, _, step in steps), problems=tuple(problems))
+    steps.sort(key=lambda row: row[0])
+    return History(steps=tuple(step for _, step in steps), problems=tuple(problems))
+
+
+def _moment(step: Step, boots: dict[str, int]) -> tuple[int, float]:
+    """When a step was taken: in which boot, and how long after the host had come up."""
+    return boots[step.boot_id or ""], step.time if step.uptime is None else step.uptime
+
+
+def boots_in_order(entries: Sequence[Entry]) -> dict[str, int]:
+    """The boots that a journal tells of, by their ids, numbered as they came; ``entries`` are in its order.
+
+    The time of day may have been wrong in any of them, so it decides only where nothing else does: the steps of one
+    entry follow each other, and so do the loads (or requests) that gave the entries their numbers.
+    """
+    first: dict[str, float] = {}
+    for step in (step for entry in entries for step in entry.steps):
+        boot = step.boot_id or ""
+        first[boot] = min(step.time, first.get(boot, step.time))
+    sorter = TopologicalSorter[str](dict.fromkeys(first, ()))
+    numbered = [(entry.at("loading") or entry.steps[0]).boot_id or "" for entry in entries if entry.steps]
+    for chain in (numbered, *([step.boot_id or "" for step in entry.steps] for entry in entries)):
+        for earlier, later in itertools.pairwise(chain):
+            if earlier != later:
+                sorter.add(later, earlier)
+    try:
+        sorter.prepare()
+    except CycleError:  # two boots before each other: the journal was changed by hand, or the boots are not known
+        return {boot: at for at, boot in enumerate(sorted(first, key=lambda boot: first[boot]))}
+    found: dict[str, int] = {}
+    ready: list[tuple[float, str]] = []
+    while sorter.is_active():
+        for boot in sorter.get_ready():
+            heapq.heappush(ready, (first[boot], boot))
+        _, boot = heapq.heappop(ready)
+        found[boot] = len(found)
+        sorter.done(boot)
+    return found
 
 
 def _history_step(entry: Entry, number: int) -> HistoryStep:
@@ -113,7 +154,7 @@ def info(module: str, host: Host, state: StateDirectory) -> ModuleInfo:
             f"Neither the kernel nor the journal knows {module!r}.",
             hint="'elivepatch status' and 'elivepatch history' name what there is; a file is named with its path.",
         )
-    latest = entries[-1] if entries else None
+    latest = _speaking(name, entries, host)
     found = ModuleInfo(name=name, held=joined(held, latest) if held else None, entries=entries)
     stored = latest.module if latest else None
     if stored is None or stored.path is None or not Path(stored.path).is_file():
@@ -125,7 +166,7 @@ def _of_file(path: Path, host: Host, state: StateDirectory) -> ModuleInfo:
     found = _with_file(ModuleInfo(name=""), path, None)
     entries = tuple(entry for entry in _of(found.name, state) if entry.module and entry.module.sha256 == found.sha256)
     held = livepatch(found.name, host.root) if MODULE_NAME.fullmatch(found.name) else None
-    latest = entries[-1] if entries else None
+    latest = _speaking(found.name, entries, host)
     return found.model_copy(update={"entries": entries, "held": joined(held, latest) if held else None})
 
 
@@ -145,6 +186,12 @@ def _with_file(found: ModuleInfo, path: Path, sha256: str | None) -> ModuleInfo:
             "fields": dict(reversed(file.fields)),  # of a key that repeats, the first
         }
     )
+
+
+def _speaking(name: str, entries: tuple[Entry, ...], host: Host) -> Entry | None:
+    """The entry that a livepatch in the kernel is about: of several kernels and requests, as for 'status'."""
+    loaded = latest_entries(entries, running_kernel(host.root)).get(name)
+    return loaded or (entries[-1] if entries else None)
 
 
 def _of(name: str, state: StateDirectory) -> tuple[Entry, ...]:

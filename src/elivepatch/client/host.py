@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ _CALLS = {
     "ppc64le": (353, 129),
     "ppc64": (353, 129),
     "s390x": (344, 129),
+    "arm": (379, 129),
     # asm-generic/unistd.h
     "aarch64": (273, 106),
     "riscv64": (273, 106),
@@ -76,10 +78,11 @@ class KernelCalls:
             stream.write("1" if on else "0")
 
     def _call(self, which: int, *arguments: int | bytes) -> None:
-        numbers = _CALLS.get(platform.machine())
+        machine = call_table(platform.machine(), struct.calcsize("P"))
+        numbers = _CALLS.get(machine)
         if numbers is None:
             raise UnavailableError(
-                f"Loading modules is not known for a {platform.machine()}.",
+                f"Loading modules is not known for a {machine}.",
                 hint="Fetch the module with --no-load -o FILE and load it with insmod.",
             )
         libc = ctypes.CDLL(None, use_errno=True)
@@ -87,6 +90,15 @@ class KernelCalls:
         if libc.syscall(ctypes.c_long(numbers[which]), *words) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+
+def call_table(machine: str, word_bytes: int) -> str:
+    """Whose system calls a program has: a 32-bit one on a 64-bit kernel those of the small machine."""
+    if word_bytes == 8:
+        return machine
+    if machine.startswith("arm"):
+        return "arm"
+    return {"x86_64": "i686", "i386": "i686", "i586": "i686", "aarch64": "arm"}.get(machine, f"32-bit {machine}")
 
 
 class SystemClock:

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 #: The exit status of a program that was interrupted: 128 and the number of the signal, as shells have it.
 INTERRUPTED = 130
+#: Likewise that of a program whose reader went away (SIGPIPE, which Python has as an exception).
+READER_GONE = 141
 
 
 def leave_at_once() -> None:

@@ -178,8 +178,10 @@ class Journal:
                 raise
             except FileNotFoundError:  # removed at this moment, as it was old
                 continue
-            except (OSError, ValidationError) as error:
-                problems.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
+            except ValidationError as error:
+                problems.append(f"{path} cannot be read: {_unreadable(error)}")
+            except OSError as error:
+                problems.append(f"{path} cannot be read: {error.strerror}")
         found.sort(key=lambda entry: (entry.number, entry.steps[0].time if entry.steps else 0, entry.id))
         return found, problems
 
@@ -199,6 +201,15 @@ class Journal:
         entries, _ = self.entries()
         known = [e for e in reversed(entries) if e.module and e.module.name == module and e.touched_kernel]
         return next((e for e in known if kernel and e.is_for(kernel)), known[0] if known else None)
+
+
+def _unreadable(error: ValidationError) -> str:
+    """What is wrong with a file of the journal."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    newer = first["loc"][:1] == ("format",) or first["loc"][2:] == ("step",)
+    hint = "; a newer elivepatch may have written it: use that one again" if newer else ""
+    return f"{place + ': ' if place else ''}{first['msg']}{hint}"
 
 
 class Record:

@@ -20,7 +20,7 @@ def write_metrics(path: Path, status: HostStatus) -> None:
     Raises InvalidInputError, DiskFullError and HostError.
     """
     check_output(path)
-    write_whole(path, ("\n".join(metrics(status, time.time())) + "\n").encode(), mode=0o644)
+    write_whole(path, ("\n".join(metrics(status, time.time())) + "\n").encode(), mode=0o644, public=True)
 
 
 def metrics(status: HostStatus, now: float) -> Iterator[str]:

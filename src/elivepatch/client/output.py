@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -67,18 +67,36 @@ def _print(text: str, in_ascii: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _give_up_stdout()
-        raise HostError(
-            f"The outcome could not be written to stdout: {error.strerror}.",
-            hint="What was done stays done: 'elivepatch status' shows what is loaded.",
-        ) from error
+        raise unwritten(error) from error
 
 
-def _give_up_stdout() -> None:
+def unwritten(error: OSError) -> HostError:
+    """What there is to say where stdout takes nothing; nothing more is tried there."""
+    give_up_stdout()
+    return HostError(
+        f"The outcome could not be written to stdout: {error.strerror}.",
+        hint="What was done stays done: 'elivepatch status' shows what is loaded.",
+    )
+
+
+def give_up_stdout() -> None:
     """Let what is left for stdout go nowhere: at its end Python would try again, and end with a status of its own."""
-    with contextlib.suppress(OSError, ValueError):
+    _give_up(sys.stdout)
+
+
+def give_up_stderr() -> None:
+    """Likewise where stderr takes nothing: what was not told does not change how it ended."""
+    try:
+        if sys.__stderr__:  # as in `_terminal`
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
@@ -220,9 +238,9 @@ class Output:
             text = printable(text)
             _print(text, text.encode("ascii", "backslashreplace").decode())
 
-    def data(self, data: dict[str, Any]) -> None:  # Any: JSON
-        """The outcome as JSON, on stdout, where that was asked for."""
-        if self.as_json:
+    def data(self, data: dict[str, Any], *, always: bool = False) -> None:  # Any: JSON
+        """The outcome as JSON, on stdout, where that was asked for, or ``always``."""
+        if self.as_json or always:
             text = json.dumps(data, indent=2, ensure_ascii=False)
             # a terminal takes orders from U+009B too, which JSON lets stand
             shown = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

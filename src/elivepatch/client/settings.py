@@ -122,13 +122,24 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     }
 
 
+def _is_named(path: Path) -> bool:
+    """Whether there is something of that name, also where it may not be looked at or leads nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # not to go on as if nothing had been set
+        return True
+    return True
+
+
 def _from_file(file: Path | None, default: Path, user: int) -> tuple[str, dict[str, object]]:
     path = file or default
-    if file is None and not default.exists():
+    if file is None and not _is_named(default):
         return "", {}
-    if path.exists() and not path.is_file():
-        raise InvalidSettingError(f"The settings {path} are not a file.", hint="Name a file with -c.")
     try:
+        if path.exists() and not path.is_file():
+            raise InvalidSettingError(f"The settings {path} are not a file.", hint="Name a file with -c.")
         with path.open("rb") as stream:
             data = stream.read(_FILE_BYTES + 1)
     except OSError as error:

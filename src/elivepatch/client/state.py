@@ -39,10 +39,10 @@ class UnwritableError(HostError):
     """The file system takes no changes."""
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600, public: bool = False) -> None:
     """Write a file aside, get it to the disk, then put it in its place: at any moment there is the old one or the new.
 
-    Raises DiskFullError, UnwritableError and HostError.
+    ``public`` gives it its mode whatever the umask. Raises DiskFullError, UnwritableError and HostError.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     try:
@@ -51,6 +51,8 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
                 stream.flush()
+                if public:
+                    os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())
             aside.replace(path)
         except BaseException:
@@ -85,12 +87,19 @@ def check_output(path: Path) -> None:
 
     What is put there takes the place of what it finds: of a file, but never of a device, a pipe or a link.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+    try:
+        no_file = path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir())
+        no_place = path.is_dir() or not path.parent.is_dir()
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path} cannot be written: {error.strerror}.", hint="Name a file in a directory that you may write to."
+        ) from error
+    if no_file:
         raise InvalidInputError(
             f"{path} cannot be written: it is no file but a link, a device or a pipe.",
             hint="Give the name of a file, new or old; it is written whole.",
         )
-    if path.is_dir() or not path.parent.is_dir():
+    if no_place:
         raise InvalidInputError(
             f"{path} cannot be written: that is a directory, or its directory is not there.",
             hint="Give the name of a file in a directory that exists.",

@@ -15,7 +15,7 @@ from elivepatch.client.state import StateDirectory
 from elivepatch.kernel.running import Livepatch, RunningKernel, running_kernel, taint_flags
 from elivepatch.protocol.models import Model
 
-#: Exit statuses of 'elivepatch status': somebody should look, and wait a moment.
+#: Exit statuses of 'elivepatch status': somebody should look (of 'boot' too), and wait a moment.
 ATTENTION = 7
 UNDER_WAY = 8
 #: Steps that are on the way to somewhere: nobody stays there unless interrupted.

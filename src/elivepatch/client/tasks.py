@@ -45,7 +45,7 @@ def tasks_behind(
                 stack = _stack(place)
                 holding = (frame for frame in stack if _symbol(frame) in functions or frame.endswith(f" [{module}]"))
                 at = next(holding, stack[0] if stack else None)
-                found.append(Task(int(place.name), (place / "comm").read_text().strip(), stack, at))
+                found.append(Task(int(place.name), _name(place), stack, at))
     return found
 
 
@@ -57,6 +57,12 @@ def _task_directories(root: Path) -> Iterator[Path]:
 
 def _numbered(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name.isdecimal()]
+
+
+def _name(place: Path) -> str:
+    """What a task calls itself: any bytes, as its owner likes (prctl(2), PR_SET_NAME)."""
+    name = (place / "comm").read_bytes().decode(errors="replace").strip()
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
 
 
 def _symbol(frame: str) -> str:

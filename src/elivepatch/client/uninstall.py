@@ -56,6 +56,7 @@ class Uninstalling:
             raise HostError("Uninstalling needs root.", hint="Run this with sudo.")
         state = StateDirectory(self.settings.state_dir, self.host.user)
         names = self._ours()
+        self._check_known(state)
         reverted: list[str] = []
         if not self.keep_loaded:
             for name in names:
@@ -65,6 +66,18 @@ class Uninstalling:
             self._remove(state)
         kept = tuple(names) if self.keep_loaded else ()
         return Uninstalled(removed=str(state.path), reverted=tuple(reverted), kept=kept)
+
+    def _check_known(self, state: StateDirectory) -> None:
+        """Raises HostError where the journal cannot say whose a livepatch is: it would be left without a word."""
+        entries, problems = Journal(state).entries()
+        known = {entry.module.name for entry in entries if entry.module}
+        unknown = [patch.name for patch in livepatches(self.host.root) if patch.name not in known]
+        if problems and unknown and not self.keep_loaded:
+            raise HostError(
+                f"{', '.join(unknown)} may be of this client; the journal cannot tell: {problems[0]}.",
+                hint="Nothing was done. Revert it first ('elivepatch revert NAME'), or leave it in the kernel with "
+                "--keep-loaded.",
+            )
 
     def _ours(self) -> list[str]:
         """The livepatches of this client that the kernel holds."""

@@ -44,9 +44,9 @@ def find_configuration(
 
 def read_configuration(path: Path, *, limit_bytes: int) -> Configuration:
     """Read a kernel configuration, plain or gzip. For what it raises see `find_configuration`."""
-    if path.exists() and not path.is_file():
-        raise InvalidInputError(f"The configuration {path} is not a file.", hint="Name a readable file with -k.")
     try:
+        if path.exists() and not path.is_file():
+            raise InvalidInputError(f"The configuration {path} is not a file.", hint="Name a readable file with -k.")
         with path.open("rb") as stream:
             data = stream.read(limit_bytes + 1)
     except OSError as error:

@@ -31,9 +31,9 @@ def patch_files(path: Path) -> list[Path]:
     Those of a directory come in C-locale order, that of the bytes of their names as ls has it with LC_ALL=C; those
     below it do not count, nor do hidden ones. Raises InvalidInputError for a directory that cannot be read.
     """
-    if not path.is_dir():
-        return [path]
     try:
+        if not path.is_dir():
+            return [path]
         entries = [entry for entry in path.iterdir() if entry.suffix in _SUFFIXES and entry.name[0] != "."]
     except OSError as error:
         raise InvalidInputError(
