@@ -185,3 +185,9 @@ def test_a_small_program_on_a_large_kernel_has_calls_of_its_own(machine_: str, w
 def test_a_classic_file_whose_section_is_not_quite_that(tmp_path: Path) -> None:
     with pytest.raises(configparser.Error, match="Defaults"):
         read_defaults("[Defaults] # see [manual]\nurl = http://x\n")
+
+
+def test_where_the_journal_lies_does_not_depend_on_where_somebody_stands(machine: HostMachine) -> None:
+    result = machine.run("status", ELIVEPATCH_STATE_DIR="here")
+    assert result.exit_code == 2
+    assert "begins with /" in result.stderr

@@ -276,6 +276,21 @@ def test_each_step_is_on_the_disk_when_the_call_returns(state: StateDirectory) -
     assert problems == []
 
 
+def test_an_entry_does_not_grow_for_ever(state: StateDirectory) -> None:
+    """Each start of the host adds steps, with a reason where its load fails, and an entry has a limit."""
+    record = Journal(state).begin(Entry(id=new_id(), release="6.1.0"))
+    record.step("requested", boot_id=BOOT_ID)
+    for number in range(300):
+        record.step("loading", boot_id=BOOT_ID)
+        record.step("loaded", boot_id=BOOT_ID, detail=f"start {number} {chr(0x1F980) * 4000}")
+    (found,), problems = Journal(state).entries()
+    assert problems == []
+    assert found.steps[0].step == "requested"
+    assert [step.step for step in found.steps[-2:]] == ["loading", "loaded"]
+    assert (found.steps[-1].detail or "").startswith("start 299 ")
+    assert found.number == 301  # with the one of its first step
+
+
 def test_a_damaged_file_hides_no_other(state: StateDirectory) -> None:
     save(state, entry(NAME, "loading", "loaded"))
     (state.journal / "00.json").write_text("{half")

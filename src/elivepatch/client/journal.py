@@ -42,6 +42,8 @@ StepName = Literal[
     "failed",  # it ended here; detail says why
 ]
 _ENTRY_BYTES = 4 * 1024 * 1024
+#: Steps that are kept of an entry, of the first and of the last: each start of the host adds some.
+_FIRST_STEPS, _LAST_STEPS = 8, 192
 #: Characters that are kept of why a step was taken: it can come from a server.
 _DETAIL = 4000
 
@@ -236,7 +238,10 @@ class Record:
         if detail and len(detail) > _DETAIL:
             detail = detail[:_DETAIL] + " …"
         taken = Step(step=step, time=time.time(), uptime=round(uptime(), 3), boot_id=boot_id, detail=detail)
-        self.note(steps=(*self.entry.steps, taken), **changes)
+        steps = (*self.entry.steps, taken)
+        if len(steps) > _FIRST_STEPS + _LAST_STEPS:
+            steps = (*steps[:_FIRST_STEPS], *steps[-_LAST_STEPS:])
+        self.note(steps=steps, **changes)
 
     def fail(self, detail: str, *, boot_id: str | None) -> None:
         """Write that it ended here, if that can be written: there is an error on its way that says more.

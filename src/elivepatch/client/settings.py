@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from elivepatch.client.address import check_url
 from elivepatch.client.classic import is_defaults, read_defaults
@@ -30,6 +30,12 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():  # the units that load again after a restart run somewhere else
+        raise ValueError("it must be a path that begins with /")
+    return path
 
 
 class Settings(BaseModel):
@@ -66,15 +72,17 @@ class Settings(BaseModel):
         default=100, description="how many finished entries the journal keeps; 0 for all"
     )
     build_timeout: Seconds = Field(default=4 * 3600.0, description="how long a build may take")
-    state_dir: Path = Field(default=DEFAULT_STATE, description="where journal and modules lie")
+    state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default=DEFAULT_STATE, description="where journal and modules lie"
+    )
     ca_certificate: Path | None = Field(default=None, description="certificates to trust in place of the host's")
     overlays: dict[OverlayName, OverlaySettings] = Field(
         default_factory=dict[str, OverlaySettings], description="overlays by name: tables with url, branch, keys"
     )
     debug: bool = Field(default=False, description="whether the output of the build is shown")
     log_output: Path | None = Field(default=None, description="file that all that is told is written to as well")
-    cve: bool = Field(default=False, description="CVE mode: not part of this version")
-    clear: bool = Field(default=False, description="whether the data of the CVE mode is cleared: not in this version")
+    cve: bool = Field(default=False, description="whether the CVE mode is run, as with -e")
+    clear: bool = Field(default=False, description="whether the record of closed CVEs is cleared, as with -l")
 
 
 def load_settings(
