@@ -36,6 +36,7 @@ from elivepatch.errors import (
     UploadTimeoutError,
     error_classes,
 )
+from elivepatch.kernel.config import parse_config
 from elivepatch.protocol.models import BuildStatus
 from elivepatch.server.database import BuildRow
 from elivepatch.server.problems import EarlyResponse
@@ -174,7 +175,8 @@ class _Classic:
     def _submit(self, asked: ClassicRequest) -> tuple[str, str]:
         """Put the build into the queue, or join the one that there is; its id, and the name of its patch."""
         job = as_job(asked, self._settings, self._memory)
-        return self._service.submit(job).id, self._memory.name(job.request.kernel, asked.main)
+        config = parse_config(asked.config).sha256
+        return self._service.submit(job).id, self._memory.name(job.request.kernel, config, asked.main)
 
     async def _ended(self, build: str, request: Request) -> BuildRow:
         """The build once it has ended. Raises UnavailableError when that takes longer than a request is held."""
