@@ -405,6 +405,27 @@ def test_a_slow_upload_ends(tmp_path: Path) -> None:
         assert answers[0].status_code in (202, 503)
 
 
+def test_a_connection_that_says_nothing_whole_ends(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", upload_seconds="1") as server:
+        silent, slow, second = (socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(3))
+        with silent, slow, second:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            second.sendall(b"GET /elivepatch/api/v2/health HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += second.recv(65536)
+            assert b" 200 " in answer
+            second.sendall(b"GET")  # what ends the wait for a next request must not begin one without end
+            time.sleep(0.5)
+            slow.sendall(b"Host: x\r\n")  # a byte now and then changes nothing
+            began = time.monotonic()
+            assert [line.recv(100) for line in (silent, slow, second)] == [b"", b"", b""]
+            assert time.monotonic() - began < 5
+        # whose request has arrived may take its time over the answer
+        build = post(server, "short-3", patch("patient")).json()["id"]
+        assert '"done"' in httpx2.get(f"{server.url}/builds/{build}/events", timeout=30).text
+
+
 def test_limits_of_queue_and_streams(tmp_path: Path) -> None:
     with serving(tmp_path / "data", jobs="1", queue="2", streams="1") as server:
         first = post(server, "short-30", patch("0")).json()["id"]

@@ -19,6 +19,7 @@ from elivepatch.errors import InvalidSettingError, UnavailableError
 from elivepatch.job import request_key
 from elivepatch.server import service
 from elivepatch.server.app import create_app
+from elivepatch.server.connections import bounded
 from elivepatch.server.jobs.embedded import RUNNER
 from elivepatch.server.self_signed import with_certificate
 from elivepatch.server.settings import Settings, load
@@ -83,6 +84,7 @@ def serve_settings(
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(opened),
+                http=bounded(settings.upload_seconds),
                 log_config=None,
                 access_log=settings.debug,
                 server_header=False,
