@@ -166,7 +166,7 @@ def stage_texts(part: Part, target: Path) -> None:
 
 def without_surplus(packages: Path, surplus: Sequence[str]) -> None:
     """Remove what the program does not need: caches, tests of Python packages, records of their installation."""
-    usual = ("**/__pycache__", "**/tests", "**/test", "*/.agents")
+    usual = ("**/__pycache__", "**/tests", "**/test", "*/.agents", ".lock")
     usual += ("*.dist-info/RECORD", "*.dist-info/direct_url.json")
     for pattern in (*usual, *surplus):
         for path in list(packages.glob(pattern)):

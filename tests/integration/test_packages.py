@@ -89,7 +89,7 @@ def test_the_client_is_installed_and_removed_without_a_trace(host: CleanHost, de
 
 
 def test_the_server_is_installed_with_a_user_of_its_own(host: CleanHost, debs: dict[str, Path]) -> None:
-    # what podman gives to the user of --userns=auto: the last ids there are, in numbers that awk has its own way to print
+    # what podman gives to the user of --userns=auto: the last ids there are, numbers that awk prints in its own way
     (host.root / "etc/subuid").write_text("containers:2147483647:2147483648\n")
     before = host.files()
     shutil.copy(debs["elivepatch-server"], host.root / "server.deb")

@@ -538,17 +538,37 @@ def test_https_with_a_certificate_of_the_servers_own(tmp_path: Path) -> None:
             httpx2.get(f"{server.url}/health")
 
 
-def test_a_certificate_that_is_none(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    _, key = certificate
-    cert = tmp_path / "none.pem"
-    cert.write_text("this is no certificate\n")
+def refused(place: Path, cert: Path, key: Path) -> str:
+    """What the server says to a certificate and a key that it does not take."""
     program = [sys.executable, "-c", "import sys; from elivepatch.server.cli import main; main()"]
     done = subprocess.run(
-        [*program, "serve", "-P", "0", "--data", str(tmp_path / "data"), "-C", str(cert), "-K", str(key)],
+        [*program, "serve", "-P", "0", "--data", str(place / "data"), "-C", str(cert), "-K", str(key)],
         capture_output=True,
         text=True,
         timeout=60,
+        start_new_session=True,  # without a terminal that it could ask on
     )
     assert done.returncode == 2
-    assert "'tls_certificate' and 'tls_key' cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Serving on" not in done.stderr
+    return done.stderr
+
+
+def test_a_certificate_that_is_none(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    none = tmp_path / "none.pem"
+    none.write_text("this is no certificate\n")
+    assert "'tls_certificate' and 'tls_key' cannot be used" in refused(tmp_path, none, key)
+    other = tmp_path / "other.key"
+    subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
+    assert "the key is that of the certificate" in refused(tmp_path, cert, other)
+
+
+def test_a_key_with_a_passphrase_is_not_asked_for(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    locked = tmp_path / "locked.key"
+    argv = ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(argv, check=True, capture_output=True)
+    told = refused(tmp_path, cert, locked)
+    assert "protected by a passphrase" in told
+    assert "Enter PEM" not in told
