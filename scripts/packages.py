@@ -167,7 +167,7 @@ def stage_texts(part: Part, target: Path) -> None:
 def without_surplus(packages: Path, surplus: Sequence[str]) -> None:
     """Remove what the program does not need: caches, tests of Python packages, records of their installation."""
     usual = ("**/__pycache__", "**/tests", "**/test", "*/.agents", ".lock")
-    usual += ("*.dist-info/RECORD", "*.dist-info/direct_url.json")
+    usual += ("*.dist-info/RECORD", "*.dist-info/direct_url.json", "*.dist-info/uv_cache.json")
     for pattern in (*usual, *surplus):
         for path in list(packages.glob(pattern)):
             if path.is_dir():

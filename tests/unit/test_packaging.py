@@ -85,6 +85,17 @@ def test_the_date_of_a_package_is_that_of_its_source(monkeypatch: pytest.MonkeyP
     assert packages.source_date() == 1_000_000_000
 
 
+def test_what_the_installer_leaves_is_not_packed(tmp_path: Path) -> None:
+    """It differs from one time to the next, and is nobody's."""
+    distribution(tmp_path, "one", "Copyright 2020 Ann")
+    record = tmp_path / "one-1.0.dist-info"
+    (tmp_path / ".lock").touch()
+    (record / "uv_cache.json").write_text("{}")
+    packages.without_surplus(tmp_path, ())
+    assert not (tmp_path / ".lock").exists()
+    assert {path.name for path in record.iterdir()} == {"METADATA", "licenses"}
+
+
 def test_every_unit_names_its_manual_page() -> None:
     units = [*PACKAGING.glob("systemd/*"), *PACKAGING.glob("server/*")]
     assert len(units) == 5
