@@ -10,6 +10,7 @@ they are those of requirements/, at its versions and digests.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -21,6 +22,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import click
+from debian_copyright import copyright_file, files_of
 from guest_image import CLIENT_REQUIREMENTS, build_wheel, install_wheel
 
 from elivepatch import process
@@ -106,7 +108,8 @@ def make_debs(suite: str, output: Path, roots: Path, mirror: str | None, progres
         wheel = build_wheel(PROJECT, work)
         for part in PARTS:
             progress.step(f"{suite}: the Python packages of {part.program}")
-            stage(wheel, part, python, source / "stage" / part.name)
+            terms = stage(wheel, part, python, source / "stage" / part.name)
+            (source / f"debian/{part.program}.copyright").write_text(terms)
             stage_texts(part, source / "stage" / part.name)
         major, minor = python.split(".")
         (source / "stage/python-depends").write_text(f"python3 (>= {python}~), python3 (<< {major}.{int(minor) + 1}~)")
@@ -124,12 +127,13 @@ def packaging_root(suite: str, roots: Path, mirror: str | None, progress: Progre
     return Roots(roots, mirror, {name: RootSpec(suite, _TOOLS)}).ensure(name, progress)
 
 
-def stage(wheel: Path, part: Part, python: str, target: Path) -> None:
-    """The tree of a package: a virtual environment for the suite's python3, and the program."""
+def stage(wheel: Path, part: Part, python: str, target: Path) -> str:
+    """The tree of a package: a virtual environment for the suite's python3, and the program. Gives its copyright."""
     place = target / "usr/lib/elivepatch" / part.name
     packages = place / f"lib/python{python}/site-packages"
     install_wheel(wheel, part.requirements, python, packages)
     shutil.rmtree(packages / "bin", ignore_errors=True)
+    files = files_of(packages)
     without_surplus(packages, part.surplus)
     _without_interpreters(packages)
     (place / "bin").mkdir()
@@ -141,13 +145,16 @@ def stage(wheel: Path, part: Part, python: str, target: Path) -> None:
     program.chmod(0o755)
     (target / "usr/bin").mkdir(parents=True)
     (target / "usr/bin" / part.program).symlink_to(f"../lib/elivepatch/{part.name}/bin/{part.program}")
+    own = (PROJECT / "packaging/debian/copyright").read_text()
+    return copyright_file(own, packages, str(packages.relative_to(target)), files)
 
 
 def stage_texts(part: Part, target: Path) -> None:
     """The manual page, and the completion of each shell where Debian's shells look for it."""
     manual = target / "usr/share/man/man8"
     with tempfile.TemporaryDirectory() as scratch:
-        process.run([sys.executable, PROJECT / "scripts/man_pages.py", scratch], timeout=120)
+        pages = [sys.executable, PROJECT / "scripts/man_pages.py", scratch]
+        process.run(pages, env={"SOURCE_DATE_EPOCH": str(source_date())}, timeout=120)
         manual.mkdir(parents=True)
         shutil.copy(Path(scratch) / f"{part.program}.8", manual)
     for shell, place in _COMPLETIONS.items():
@@ -159,7 +166,8 @@ def stage_texts(part: Part, target: Path) -> None:
 
 def without_surplus(packages: Path, surplus: Sequence[str]) -> None:
     """Remove what the program does not need: caches, tests of Python packages, records of their installation."""
-    usual = ("**/__pycache__", "**/tests", "**/test", "*.dist-info/RECORD", "*.dist-info/direct_url.json")
+    usual = ("**/__pycache__", "**/tests", "**/test", "*/.agents", ".lock")
+    usual += ("*.dist-info/RECORD", "*.dist-info/direct_url.json", "*.dist-info/uv_cache.json")
     for pattern in (*usual, *surplus):
         for path in list(packages.glob(pattern)):
             if path.is_dir():
@@ -190,10 +198,21 @@ def debian_version(number: str) -> str:
     return re.sub(r"\.?(a|b|rc|dev)(\d+)", r"~\1\2", installed_version()) + f"+deb{number}"
 
 
+def source_date() -> int:
+    """When the source was last changed, in seconds since 1970: packages of the same source are the same, byte for byte.
+
+    It is SOURCE_DATE_EPOCH where that is set (reproducible-builds.org), else the date of the last commit.
+    """
+    if said := os.environ.get("SOURCE_DATE_EPOCH"):
+        return int(said)
+    log = process.run(["git", "-C", PROJECT, "log", "-1", "--format=%ct"], check=False)
+    return int(log.stdout) if log.stdout.strip() else int(time.time())
+
+
 def _changelog(suite: str, number: str) -> str:
     return (
         f"elivepatch ({debian_version(number)}) {suite}; urgency=medium\n\n  * Packages of this version.\n\n"
-        f" -- elivepatch developers <developers@elivepatch.invalid>  {formatdate(time.time())}\n"
+        f" -- elivepatch developers <developers@elivepatch.invalid>  {formatdate(source_date())}\n"
     )
 
 

@@ -153,9 +153,11 @@ def test_wrong_verbs(server: ServerProcess) -> None:
     wrong = httpx2.post(f"{url}/send_livepatch")
     assert (wrong.status_code, wrong.content) == (403, NOT_THESE)
     for path in ("get_files", "send_livepatch"):
-        wrong = httpx2.delete(f"{url}/{path}")
-        assert wrong.status_code == 405
-        assert wrong.json() == {"message": "The method is not allowed for the requested URL."}
+        for method in ("DELETE", "PROPFIND", "X"):
+            wrong = httpx2.request(method, f"{url}/{path}")
+            assert wrong.status_code == 405
+            assert wrong.content == b'{"message": "The method is not allowed for the requested URL."}\n'
+            assert wrong.headers["content-type"] == "application/json"
 
 
 def test_where_the_uuid_of_the_second_request_may_stand(server: ServerProcess, client: ClassicClient) -> None:

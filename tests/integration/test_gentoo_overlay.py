@@ -105,10 +105,19 @@ def test_the_archive_is_the_one_in_the_manifest_and_has_what_is_installed(made: 
 
 #: What the ebuild calls of its eclasses and of the package manager; calls that install something are written down.
 _PHASES = r"""
-for name in inherit python_gen_cond_dep distutils-r1_python_install_all python_get_scriptdir; do
+for name in python_gen_cond_dep distutils-r1_python_install_all; do
     eval "$name() { :; }"
 done
-for name in newbashcomp newzshcomp newfishcomp doman systemd_dounit doinitd newinitd; do
+inherit() {
+    for eclass; do
+        case $eclass in
+            distutils-r1) pkg_setup() { python-single-r1_pkg_setup; } ;;  # with DISTUTILS_SINGLE_IMPL
+            linux-info) pkg_setup() { linux-info_pkg_setup; } ;;
+        esac
+    done
+}
+for name in newbashcomp newzshcomp newfishcomp doman systemd_dounit doinitd newinitd keepdir \
+        python-single-r1_pkg_setup linux-info_pkg_setup; do
     eval "$name() { echo $name \"\$@\"; }"
 done
 use() { test "$1" = "$FLAG"; }
@@ -117,8 +126,8 @@ die() { exit 9; }
 . "$1"
 FILESDIR=files ED=$T/image D=$T/image
 mkdir -p "$T/image/usr/bin"
-touch "$T/image/usr/bin/elivepatch-server" "$T/image/elivepatch-server"
-python_compile_all && python_install_all
+touch "$T/image/usr/bin/elivepatch" "$T/image/usr/bin/elivepatch-server"  # where that eclass leaves them
+pkg_setup && python_compile_all && python_install_all
 """
 
 
@@ -141,7 +150,14 @@ def test_the_phases_of_the_ebuild_make_and_install_manual_pages(
     assert sorted((temporary / "man").iterdir()) == sorted(files)
     for file in files:
         assert f'"elivepatch {version}"' in file.read_text().replace("\\-", "-")
-    assert any(call.startswith("newbashcomp ") for call in calls)
+    for shell in ("bash", "zsh", "fish"):
+        completions = [call.split()[1] for call in calls if call.startswith(f"new{shell}comp ")]
+        assert completions == [str(temporary / f"{page}.{shell}") for page in pages]
+        for file, page in zip(completions, pages, strict=True):
+            assert page.replace("-", "_") in Path(file).read_text().replace("-", "_")
+    assert {"python-single-r1_pkg_setup", "linux-info_pkg_setup"} <= {call.strip() for call in calls}
+    programs = {path.name for path in (temporary / "image/usr/bin").iterdir()}
+    assert programs == {"elivepatch", *pages}
 
 
 def test_the_same_source_gives_the_same_archive(made: gentoo_overlay.Overlay, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import packages
@@ -67,6 +68,19 @@ def start_up(host: CleanHost) -> float:
     return float(host.run("python3", "-c", _TIMED))
 
 
+def verified(host: CleanHost, units: Sequence[str]) -> str:
+    """What systemd finds wrong with units of ours; it speaks of those of others too, of which a root has not all."""
+    paths = [f"/usr/lib/systemd/system/{unit}" for unit in units]
+    # a clean root leaves manuals out; as the first process, which it must not be, systemd speaks to the kernel's log
+    verify = ("sh", "-c", 'systemd-analyze --man=no verify "$@"; true', "sh")
+    told = host.run(*verify, *paths)
+    broken = host.root / "etc/systemd/system/elivepatch-broken.service"
+    broken.write_text("[Service]\nExecStart=/usr/bin/elivepatch\nNoSuchThing=1\n")
+    assert "NoSuchThing" in host.run(*verify, f"/{broken.relative_to(host.root)}")
+    broken.unlink()
+    return "".join(line for line in told.splitlines() if "elivepatch" in line)
+
+
 def test_the_client_is_installed_and_removed_without_a_trace(host: CleanHost, debs: dict[str, Path]) -> None:
     before = host.files()
     shutil.copy(debs["elivepatch"], host.root / "client.deb")
@@ -77,6 +91,7 @@ def test_the_client_is_installed_and_removed_without_a_trace(host: CleanHost, de
     assert "elivepatch" in host.run("elivepatch", "--version")
     assert "kernel " in host.run("elivepatch", "status", check=False)
     assert start_up(host) < _START_SECONDS
+    assert verified(host, [unit.name for unit in (packages.PROJECT / "packaging/systemd").iterdir()]) == ""
     for unit in ("elivepatch.service", "elivepatch-shutdown.service"):
         assert (host.root / f"etc/systemd/system/multi-user.target.wants/{unit}").is_symlink()
     assert (host.root / "etc/systemd/system/timers.target.wants/elivepatch-alive.timer").is_symlink()
@@ -88,9 +103,14 @@ def test_the_client_is_installed_and_removed_without_a_trace(host: CleanHost, de
 
 
 def test_the_server_is_installed_with_a_user_of_its_own(host: CleanHost, debs: dict[str, Path]) -> None:
+    # what podman gives to the user of --userns=auto: the last ids there are, numbers that awk prints in its own way
+    (host.root / "etc/subuid").write_text("containers:2147483647:2147483648\n")
     before = host.files()
     shutil.copy(debs["elivepatch-server"], host.root / "server.deb")
     host.run("dpkg", "-i", "/server.deb")
+    ids = [(host.root / "etc" / file).read_text() for file in ("subuid", "subgid")]
+    host.run("dpkg", "-i", "/server.deb")  # as an update does: nothing is given twice
+    assert [(host.root / "etc" / file).read_text() for file in ("subuid", "subgid")] == ids
     (host.root / "server.deb").unlink()
     assert re.search(r"^elivepatch:", (host.root / "etc/passwd").read_text(), re.MULTILINE)
     for file in ("subuid", "subgid"):
@@ -101,6 +121,8 @@ def test_the_server_is_installed_with_a_user_of_its_own(host: CleanHost, debs: d
     assert "trixie" in told
     settings = "from elivepatch.server.settings import load; print(load().host)"
     assert host.run("/usr/lib/elivepatch/server/bin/python3", "-I", "-c", settings).strip() == "127.0.0.1"
+    assert (host.root / "etc/elivepatch").is_dir()
+    assert verified(host, ["elivepatch-server.service"]) == ""
     host.run("dpkg", "--purge", "elivepatch-server")
     left = {name for name in set(host.files()) - set(before) if "elivepatch" in name}
     assert not left
@@ -112,6 +134,21 @@ def test_the_packages_are_for_this_python(debs: dict[str, Path], suite: str) -> 
         needs = process.run(["dpkg-deb", "--field", deb, "Depends"]).stdout
         assert f"python3 (>= {version}~)" in needs
         assert "man8" in process.run(["dpkg-deb", "--contents", deb]).stdout
+
+
+def test_the_terms_of_all_that_is_brought_are_told(debs: dict[str, Path], tmp_path: Path) -> None:
+    for part in packages.PARTS:
+        place = tmp_path / part.name
+        process.run(["dpkg-deb", "-x", debs[part.program], place])
+        told = (place / f"usr/share/doc/{part.program}/copyright").read_text()
+        patterns = re.findall(r"^(?:Files:)? (usr/\S+)$", told, re.MULTILINE)
+        (site,) = place.glob("usr/lib/elivepatch/*/lib/python3*/site-packages")
+        brought = [str(path.relative_to(place)) for path in site.rglob("*") if path.is_file()]
+        ours = [name for name in brought if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        assert ours
+        assert {
+            name.removeprefix(f"{site.relative_to(place)}/").partition("/")[0].partition("-")[0] for name in ours
+        } == {"elivepatch"}
 
 
 def test_the_python_packages_are_those_that_are_pinned(debs: dict[str, Path]) -> None:

@@ -405,6 +405,27 @@ def test_a_slow_upload_ends(tmp_path: Path) -> None:
         assert answers[0].status_code in (202, 503)
 
 
+def test_a_connection_that_says_nothing_whole_ends(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", upload_seconds="1") as server:
+        silent, slow, second = (socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(3))
+        with silent, slow, second:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            second.sendall(b"GET /elivepatch/api/v2/health HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += second.recv(65536)
+            assert b" 200 " in answer
+            second.sendall(b"GET")  # what ends the wait for a next request must not begin one without end
+            time.sleep(0.5)
+            slow.sendall(b"Host: x\r\n")  # a byte now and then changes nothing
+            began = time.monotonic()
+            assert [line.recv(100) for line in (silent, slow, second)] == [b"", b"", b""]
+            assert time.monotonic() - began < 5
+        # whose request has arrived may take its time over the answer
+        build = post(server, "short-3", patch("patient")).json()["id"]
+        assert '"done"' in httpx2.get(f"{server.url}/builds/{build}/events", timeout=30).text
+
+
 def test_limits_of_queue_and_streams(tmp_path: Path) -> None:
     with serving(tmp_path / "data", jobs="1", queue="2", streams="1") as server:
         first = post(server, "short-30", patch("0")).json()["id"]
@@ -517,17 +538,37 @@ def test_https_with_a_certificate_of_the_servers_own(tmp_path: Path) -> None:
             httpx2.get(f"{server.url}/health")
 
 
-def test_a_certificate_that_is_none(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    _, key = certificate
-    cert = tmp_path / "none.pem"
-    cert.write_text("this is no certificate\n")
+def refused(place: Path, cert: Path, key: Path) -> str:
+    """What the server says to a certificate and a key that it does not take."""
     program = [sys.executable, "-c", "import sys; from elivepatch.server.cli import main; main()"]
     done = subprocess.run(
-        [*program, "serve", "-P", "0", "--data", str(tmp_path / "data"), "-C", str(cert), "-K", str(key)],
+        [*program, "serve", "-P", "0", "--data", str(place / "data"), "-C", str(cert), "-K", str(key)],
         capture_output=True,
         text=True,
         timeout=60,
+        start_new_session=True,  # without a terminal that it could ask on
     )
     assert done.returncode == 2
-    assert "'tls_certificate' and 'tls_key' cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Serving on" not in done.stderr
+    return done.stderr
+
+
+def test_a_certificate_that_is_none(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    none = tmp_path / "none.pem"
+    none.write_text("this is no certificate\n")
+    assert "'tls_certificate' and 'tls_key' cannot be used" in refused(tmp_path, none, key)
+    other = tmp_path / "other.key"
+    subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
+    assert "the key is that of the certificate" in refused(tmp_path, cert, other)
+
+
+def test_a_key_with_a_passphrase_is_not_asked_for(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    locked = tmp_path / "locked.key"
+    argv = ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(argv, check=True, capture_output=True)
+    told = refused(tmp_path, cert, locked)
+    assert "protected by a passphrase" in told
+    assert "Enter PEM" not in told

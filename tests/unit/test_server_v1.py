@@ -86,23 +86,24 @@ def test_a_session_without_a_build_leaves_nothing(clock: Clock) -> None:
 def test_the_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(v1_sessions, "REMEMBERED", 3)
     memory = PatchMemory(tmp_path / "m")
-    assert not memory.knows("k", b"0")
+    assert not memory.knows("k", "c", b"0")
     for number in range(3):
-        memory.add(memory.name("k", b"%d" % number))
-        os.utime(tmp_path / "m" / memory.name("k", b"%d" % number), (number, number))
-    assert memory.knows("k", b"0")  # used just now
-    assert not memory.knows("other", b"0")
-    memory.add(memory.name("k", b"3"))
-    assert [memory.knows("k", b"%d" % number) for number in range(4)] == [True, False, True, True]
+        memory.add(memory.name("k", "c", b"%d" % number))
+        os.utime(tmp_path / "m" / memory.name("k", "c", b"%d" % number), (number, number))
+    assert memory.knows("k", "c", b"0")  # used just now
+    assert not memory.knows("other", "c", b"0")
+    assert not memory.knows("k", "other", b"0")
+    memory.add(memory.name("k", "c", b"3"))
+    assert [memory.knows("k", "c", b"%d" % number) for number in range(4)] == [True, False, True, True]
 
 
 def test_what_another_request_has_just_forgotten_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(v1_sessions, "REMEMBERED", 1)
     memory = PatchMemory(tmp_path / "m")
-    memory.add(memory.name("k", b"1"))
+    memory.add(memory.name("k", "c", b"1"))
     (tmp_path / "m/gone").symlink_to("nowhere")  # listed, and no file any more
-    memory.add(memory.name("k", b"2"))
-    assert memory.knows("k", b"2")
+    memory.add(memory.name("k", "c", b"2"))
+    assert memory.knows("k", "c", b"2")
 
 
 def kernel(cache: Path, key: str, **facts: str) -> None:
@@ -153,11 +154,20 @@ def test_where_other_kernels_come_from_is_a_setting(tmp_path: Path) -> None:
 
 def test_the_patches_of_a_gentoo_release_are_its_own(tmp_path: Path) -> None:
     memory = PatchMemory(tmp_path)
-    memory.add(memory.name("5.1.6-gentoo", b"live"))
+    memory.add(memory.name("5.1.6-gentoo", parse_config(CONFIG).sha256, b"live"))
     request = ClassicRequest("5.1.6-gentoo", b"main", CONFIG, (b"own", b"live", b"later"))
     job = as_job(request, Settings(), memory)
     assert [file.data for file in job.base_patches] == [b"own"]
     assert [file.data for file in job.patches] == [b"live", b"later", b"main"]
+
+
+def test_a_livepatch_of_one_kernel_is_a_patch_of_another_that_was_built_with_it(tmp_path: Path) -> None:
+    memory = PatchMemory(tmp_path)
+    memory.add(memory.name("5.1.6-gentoo", parse_config(CONFIG).sha256, b"fix"))
+    same = ClassicRequest("5.1.6-gentoo", b"main", b"# as /proc/config.gz says it\n" + CONFIG, (b"fix",))
+    assert not as_job(same, Settings(), memory).base_patches
+    other = ClassicRequest("5.1.6-gentoo", b"main", CONFIG + b"CONFIG_SMP=y\n", (b"fix",))
+    assert [file.data for file in as_job(other, Settings(), memory).base_patches] == [b"fix"]
 
 
 def test_what_is_sent_decides_the_digest() -> None:

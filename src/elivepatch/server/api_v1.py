@@ -36,6 +36,7 @@ from elivepatch.errors import (
     UploadTimeoutError,
     error_classes,
 )
+from elivepatch.kernel.config import parse_config
 from elivepatch.protocol.models import BuildStatus
 from elivepatch.server.database import BuildRow
 from elivepatch.server.problems import EarlyResponse
@@ -45,7 +46,6 @@ from elivepatch.server.v1_request import ClassicRequest, as_job, from_form, pars
 from elivepatch.server.v1_sessions import PatchMemory, Sessions
 
 BASE = "/elivepatch/api"
-_METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"]
 _AGENT = {"module": "elivepatch", "version": "0.01"}
 #: Bytes of the JSON in which a UUID comes, and of an agent's.
 _JSON_BYTES = 4096
@@ -174,7 +174,8 @@ class _Classic:
     def _submit(self, asked: ClassicRequest) -> tuple[str, str]:
         """Put the build into the queue, or join the one that there is; its id, and the name of its patch."""
         job = as_job(asked, self._settings, self._memory)
-        return self._service.submit(job).id, self._memory.name(job.request.kernel, asked.main)
+        config = parse_config(asked.config).sha256
+        return self._service.submit(job).id, self._memory.name(job.request.kernel, config, asked.main)
 
     async def _ended(self, build: str, request: Request) -> BuildRow:
         """The build once it has ended. Raises UnavailableError when that takes longer than a request is held."""
@@ -269,12 +270,13 @@ def _refusal(row: BuildRow) -> Response:
 def router(service: Service) -> APIRouter:
     """The routes of the API; they are in no description, which is that of the current version."""
     classic = _Classic(service)
-    api = APIRouter(prefix=BASE, include_in_schema=False)
+    api = APIRouter()
     for path, endpoint in (
         ("/", classic.agent),
         ("/v1.0/agent", classic.agent),
         ("/v1.0/get_files", classic.get_files),
         ("/v1.0/send_livepatch", classic.send_livepatch),
     ):
-        api.add_api_route(path, _telling(endpoint), methods=_METHODS, response_model=None)
+        # no methods are all there can be: what the endpoint does not know, it refuses in the words of this protocol
+        api.add_route(BASE + path, _telling(endpoint), methods=[], include_in_schema=False)
     return api

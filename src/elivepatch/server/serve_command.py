@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from elivepatch.errors import InvalidSettingError, UnavailableError
 from elivepatch.job import request_key
 from elivepatch.server import service
 from elivepatch.server.app import create_app
+from elivepatch.server.connections import bounded
 from elivepatch.server.jobs.embedded import RUNNER
 from elivepatch.server.self_signed import with_certificate
 from elivepatch.server.settings import Settings, load
@@ -70,6 +72,7 @@ def serve_settings(
     """Serve until SIGTERM or SIGINT. ``runner`` is the program of a build and ``key`` gives a request's key."""
     with _listen(settings) as listening, service.opened(settings, runner=runner, key=key) as opened:
         settings = with_certificate(settings)
+        _check_certificate(settings)
         host, port = listening.getsockname()[:2]
         if not _loopback(host):
             _log.warning(
@@ -83,6 +86,7 @@ def serve_settings(
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(opened),
+                http=bounded(settings.upload_seconds),
                 log_config=None,
                 access_log=settings.debug,
                 server_header=False,
@@ -97,12 +101,29 @@ def serve_settings(
         # uvicorn raises the signal again once it has ended; by then it has done its work.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _ignore)
-        try:
-            server.run(sockets=[listening])
-        except OSError as error:  # a certificate or key that is none
-            raise InvalidSettingError(
-                f"Settings 'tls_certificate' and 'tls_key' cannot be used: {error}", hint="Both are PEM files."
-            ) from error
+        server.run(sockets=[listening])
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Raise InvalidSettingError for a certificate and a key that HTTPS cannot be served with."""
+    if settings.tls_certificate is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=_no_passphrase)
+    except OSError as error:  # SSLError is one
+        raise InvalidSettingError(
+            f"Settings 'tls_certificate' and 'tls_key' cannot be used: {error}",
+            hint="Both are PEM files that the server's user may read; the key is that of the certificate.",
+        ) from error
+
+
+def _no_passphrase() -> str:
+    """Asked for by OpenSSL, which would otherwise ask on the terminal, where a service has nobody."""
+    raise InvalidSettingError(
+        "The private key that 'tls_key' names is protected by a passphrase.",
+        hint="Give the server one that is not, which only its user may read: openssl pkey -in KEY -out NEW",
+    )
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:

@@ -101,7 +101,9 @@ class Settings(BaseSettings):
     uploads: Count = Field(default=8, description="uploads that are read at once")
     streams: int = Field(default=500, ge=1, le=100_000, description="event streams that are open at once")
     attempts: int = Field(default=2, ge=1, le=10, description="how often a build is started whose process died")
-    upload_seconds: Seconds = Field(default=60.0, description="how long an upload may take to arrive")
+    upload_seconds: Seconds = Field(
+        default=60.0, description="how long an upload, or the head of a request, may take to arrive"
+    )
     image_seconds: Seconds = Field(default=3600.0, description="how long an image of a host may take to arrive")
     build_seconds: Seconds = Field(default=3600.0, description="how long a build may run")
     plan_seconds: Seconds = Field(default=12 * 3600.0, description="how long a plan for vulnerabilities may be made")

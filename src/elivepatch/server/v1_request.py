@@ -104,12 +104,13 @@ def kernel_name(version: str, config: KernelConfig, settings: Settings) -> str:
 
 def as_job(request: ClassicRequest, settings: Settings, memory: PatchMemory) -> Job:
     """The build that is asked for. Raises InvalidInputError where what is said of the kernel cannot be."""
-    kernel = kernel_name(request.version, parse_config(request.config), settings)
+    config = parse_config(request.config)
+    kernel = kernel_name(request.version, config, settings)
     # such a client notes a patch before it knows whether it was loaded: asked again, it sends it among the earlier ones
     earlier = [data for data in dict.fromkeys(request.earlier) if data != request.main]
     base = 0
     if ":" in kernel or possible_packages(kernel):
-        known = [memory.knows(kernel, data) for data in earlier]
+        known = [memory.knows(kernel, config.sha256, data) for data in earlier]
         base = known.index(True) if True in known else len(earlier)
     # all patches of livepatches go into the new one, which replaces them; a kernel that is published has no others
     named = [InputFile(f"{number:05}.patch", data) for number, data in enumerate(earlier)]

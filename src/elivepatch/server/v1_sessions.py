@@ -110,20 +110,21 @@ class PatchMemory:
     """Which patches were handed out as livepatches to clients of the first version: empty files, by name.
 
     Such a client sends the patches that its kernel was built with, and behind them those of its livepatches, under one
-    name. Which of them are livepatches is only known to the server that made these.
+    name. Which of them are livepatches is only known to the server that made these. What was a livepatch of one kernel
+    can have been built into another of that version, so a kernel is known by its configuration too (its digest).
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     @staticmethod
-    def name(kernel: str, patch: bytes) -> str:
+    def name(kernel: str, config: str, patch: bytes) -> str:
         """What a patch for a kernel is called here: a digest, in hex."""
-        return hashlib.sha256(kernel.encode() + b"\0" + patch).hexdigest()
+        return hashlib.sha256(f"{kernel}\0{config}\0".encode() + patch).hexdigest()
 
-    def knows(self, kernel: str, patch: bytes) -> bool:
+    def knows(self, kernel: str, config: str, patch: bytes) -> bool:
         """Whether that patch was handed out as a livepatch for that kernel."""
-        path = self._directory / self.name(kernel, patch)
+        path = self._directory / self.name(kernel, config, patch)
         with contextlib.suppress(OSError):
             os.utime(path)
             return True

@@ -79,6 +79,12 @@ ERROR_LIVEPATCH="elivepatch loads nothing into a kernel without CONFIG_LIVEPATCH
 
 DOCS=( README.md docs )
 
+pkg_setup() {
+	# both eclasses have one, and that of the last would be the only one
+	linux-info_pkg_setup
+	python-single-r1_pkg_setup
+}
+
 pkg_nofetch() {
 	einfo "There is no published archive of elivepatch yet. In a checkout of its source,"
 	einfo "'make gentoo-overlay' makes ${P}.tar.gz, and this repository with its digests."
@@ -92,6 +98,13 @@ python_compile_all() {
 			completion "${shell}" > "${T}/elivepatch.${shell}" || die
 	done
 
+	if use server; then
+		for shell in bash zsh fish; do
+			PYTHONPATH=src "${EPYTHON}" -c 'from elivepatch.server.cli import main; main()' \
+				completion "${shell}" > "${T}/elivepatch-server.${shell}" || die
+		done
+	fi
+
 	local programs=( elivepatch $(usev server elivepatch-server) )
 	ELIVEPATCH_VERSION="${PV}" PYTHONPATH=src \
 		"${EPYTHON}" scripts/man_pages.py "${T}/man" "${programs[@]}" || die
@@ -103,6 +116,7 @@ python_install_all() {
 	newbashcomp "${T}/elivepatch.bash" elivepatch
 	newzshcomp "${T}/elivepatch.zsh" _elivepatch
 	newfishcomp "${T}/elivepatch.fish" elivepatch.fish
+	keepdir /etc/elivepatch
 	doman "${T}"/man/*.8
 
 	systemd_dounit packaging/systemd/elivepatch{,-shutdown,-alive}.service
@@ -112,8 +126,11 @@ python_install_all() {
 	if use server; then
 		systemd_dounit packaging/server/elivepatch-server.service
 		newinitd "${FILESDIR}/elivepatch-server.initd" elivepatch-server
+		newbashcomp "${T}/elivepatch-server.bash" elivepatch-server
+		newzshcomp "${T}/elivepatch-server.zsh" _elivepatch-server
+		newfishcomp "${T}/elivepatch-server.fish" elivepatch-server.fish
 	else
-		rm "${ED}/usr/bin/elivepatch-server" "${D}$(python_get_scriptdir)/elivepatch-server" || die
+		rm "${ED}/usr/bin/elivepatch-server" || die
 	fi
 }
 
