@@ -109,7 +109,7 @@ def test_under_systemd_an_orderly_restart_brings_the_livepatch_back(systemd_host
     first = systemd_host.run(
         f"""
 mark units; systemctl is-active elivepatch.service elivepatch-shutdown.service elivepatch-alive.timer
-systemd-analyze verify /etc/systemd/system/elivepatch*.service /etc/systemd/system/elivepatch-alive.timer 2>&1
+systemd-analyze verify --man=no /etc/systemd/system/elivepatch*.service /etc/systemd/system/elivepatch-alive.timer 2>&1
 {LOAD}
 mark alive; systemctl start elivepatch-alive.service; echo "exit $?"
 mark stopped; systemctl restart elivepatch-shutdown.service; grep -l '"stopped"' /var/lib/elivepatch-client/journal/*
