@@ -23,6 +23,7 @@ from elivepatch.build.engines.kpatch import KpatchEngine
 from elivepatch.build.level import image_level
 from elivepatch.build.prepared import PreparedKernel
 from elivepatch.build.proof import ObjectProof, Prover
+from elivepatch.build.read_only import check_read_only
 from elivepatch.build.references import check_references
 from elivepatch.build.registrations import check_registrations
 from elivepatch.build.rules import finding
@@ -265,6 +266,7 @@ def _build(
         proofs = [prover.prove(each.path, each.parent, each.exact) for each in compiled]
         state.proof = _proof(proofs, level)
         state.notes += [*check_registrations(compiled), *check_definitions(kernel, compiled)]
+        check_read_only(kernel, compiled)
     progress.step("comparing original and patched objects")
     with progress.timed("diff"):
         diffs = engine.diff(compiled, work / "diff")
