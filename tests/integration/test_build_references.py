@@ -63,6 +63,20 @@ def test_a_global_name_that_the_kernel_has_is_refused(builder: Builder) -> None:
     assert built.report.status is BuildStatus.DONE, built.told
 
 
+def test_a_write_to_what_is_read_only_by_then_is_refused(builder: Builder) -> None:
+    # it compiles, loads and is reverted: only whoever runs that line would see the fault
+    used = f"{FIRST}\tif (m->count == 7)\n\t\tsaved_command_line++;\n"
+    declared = f"#include <linux/init.h>\n{HEAD}"
+    other_file = builder(builder.change(LOADAVG, (HEAD, declared), (FIRST, used))).report
+    assert (other_file.exit_status, other_file.diagnosis[0].rule) == (3, "read-only-written"), other_file
+    assert "saved_command_line" in (other_file.message or "")
+    line = "\tset_nlink(inode, nlink_tid);\n"
+    same_file = builder(builder.change("fs/proc/base.c", (line, f"\tnlink_tid++;\n{line}"))).report
+    assert [(each.rule, each.function) for each in same_file.diagnosis if each.severity == "error"] == [
+        ("read-only-written", "proc_task_instantiate")
+    ], same_file
+
+
 def test_a_variable_under_another_name_is_warned_of(builder: Builder) -> None:
     declared, used = "static DECLARE_WORK(poweroff_work, poweroff_work_func);", "schedule_work(&poweroff_work);"
     patch = builder.change(
