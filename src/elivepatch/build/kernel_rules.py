@@ -51,6 +51,11 @@ KERNEL_RULES: dict[str, Rule] = {
         "A changed header alters assembly code",
         "Leave the part of the header that assembly uses as it is; only functions of C can be replaced.",
     ),
+    "read-only-written": Rule(
+        "Code that runs later writes to data that is read-only once the kernel has started",
+        "Keep what is to change in a variable of its own: one that is new, or a shadow variable. A constant, or what "
+        "is __ro_after_init, is set before the kernel has started, or not at all.",
+    ),
     "callers-left": Rule(
         "A function takes or gives something else than before, and code that calls it stays as it is",
         "Keep the function as it is, and give the new form another name; or change the callers' declarations as well.",

@@ -55,11 +55,6 @@ _REFUSALS: dict[str, Rule] = {
     ),
     "data-object-changed": Rule("The initial value of a variable or table has changed", _STATE),
     "data-size-changed": Rule("A variable or table has another size than in the running kernel", _STATE),
-    "read-only-written": Rule(
-        "Code that runs later writes to data that is read-only once the kernel has started",
-        "Keep what is to change in a variable of its own: one that is new, or a shadow variable. A constant, or what "
-        "is __ro_after_init, is set before the kernel has started, or not at all.",
-    ),
     "static-local-changed": Rule(
         "A static variable inside a function was removed, moved, or is no longer used where it was",
         "Keep the variable and every use of it as it was; read it into a local variable that is not used otherwise.",
