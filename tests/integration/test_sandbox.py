@@ -194,6 +194,12 @@ def said_by(built: Built) -> str:
     return "\n".join(finding.message for finding in built.report.diagnosis).partition("ATTACK ")[2]
 
 
+def test_what_says_that_there_is_no_sandbox_is_not_believed(builder: Builder) -> None:
+    """It would be the server's fault, and not the patch's, if what makes the sandbox had said it."""
+    built = builder(makefile_patch(builder, "echo bwrap: Creating new namespace failed >&2", stop=True))
+    assert (built.report.error, built.report.exit_status) == ("does-not-compile", 3), built.told
+
+
 def test_endless_files_are_refused(builder: Builder) -> None:
     endless = "for i in 1 2 3 4 5 6 7 8; do cat /dev/zero > fs/proc/fill$i; done"
     before = shutil.disk_usage(builder.workshop.cache).free

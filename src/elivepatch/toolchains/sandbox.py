@@ -217,20 +217,26 @@ class Sandbox:
             free = shutil.disk_usage(writable).free
             if free < _FULL_BYTES or (free < _ROOM_BYTES and NO_SPACE.search(done.stderr)):
                 raise DiskFullError(f"No space is left on the device: {command_line(argv)} in {writable}")
-        if done.returncode != 0:
-            require_sandbox(done.stderr)
-            if check:
-                require_success(done, shown=argv)
+        if done.returncode != 0 and _no_sandbox(done.stderr):
+            # what runs in it can say so as well: nothing does that by itself
+            require_sandbox(run([*self.prefix(), "true"], check=False, shown=["true"]).stderr)
+        if check:
+            require_success(done, shown=argv)
         return done
+
+
+def _no_sandbox(stderr: str) -> SandboxUnavailableError | None:
+    for said, hint in _NO_SANDBOX:
+        if found := said.match(stderr.lstrip()):
+            message = f"This machine does not let a sandbox be made: {found[0].rstrip('.')}."
+            return SandboxUnavailableError(message, hint=hint)
+    return None
 
 
 def require_sandbox(stderr: str) -> None:
     """Raise SandboxUnavailableError for what the programs say that make a sandbox, before anything runs in it."""
-    for said, hint in _NO_SANDBOX:
-        if found := said.match(stderr.lstrip()):
-            raise SandboxUnavailableError(
-                f"This machine does not let a sandbox be made: {found[0].rstrip('.')}.", hint=hint
-            )
+    if (error := _no_sandbox(stderr)) is not None:
+        raise error
 
 
 def can_stand_at(place: str) -> bool:
