@@ -51,7 +51,10 @@ CLIENT = Text(
         ("4", "It does not fit the kernel, or was not loaded, or was undone."),
         ("5", "The boot test failed."),
         ("6", "The server, the kernel or a program is not available."),
+        ("7", "Of status and repair: somebody should look. Of boot: what was in force is guarded, or not readable."),
+        ("8", "Of status and repair: a livepatch is in transition."),
         ("130", "Interrupted. A load under way was undone; a build goes on at the server."),
+        ("141", "Who read standard output went away; what was done stays done."),
     ),
     examples=(
         ("See what would be done:", "elivepatch -p fix.patch -u https://build.example --dry-run"),

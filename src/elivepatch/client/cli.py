@@ -42,7 +42,8 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done; 2 wrong usage or input; 3 refused; 4 does not fit, or not loaded; 5 boot test failed; "
-    "6 server, kernel or source not available; 7 and 8 of status and boot: look, and wait; 130 interrupted; 1 a bug.",
+    "6 server, kernel or source not available; 7 and 8 of status: look, and wait (7 of boot, too); "
+    "130 interrupted; 1 a bug.",
 )
 @click.option(
     "-c",
